@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""The race between a signal and select.
+
+A signal that comes just before select is missed: its handler has run, and
+select blocks all the same. A sleep makes the dangerous moment 10 seconds wide.
+
+Try:       python selsigrace.py
+           kill -USR1 PID    while it sleeps, and once more when it has woken up
+Notice:    the first signal goes unnoticed, the second ends select.
+See also:  selfpipe.py (the cure).
+"""
+import argparse
+import os
+import select
+import signal
+import time
+
+got_signal = False
+in_select = False
+
+
+def handler(signum, frame):
+    """Note the signal, and end select if it is waiting.
+
+    Since Python 3.5 select goes on waiting after a signal unless the handler raises (PEP 475);
+    before, the kernel's EINTR ended it. That does not cure the race: here as there, a signal
+    before select finds no select to end.
+    """
+    global got_signal, in_select
+    got_signal = True
+    if in_select:
+        in_select = False  # once: a second signal must not spoil what the first has started
+        raise InterruptedError
+
+
+def seconds(text):
+    """Return *text* as a number from 0 up; argparse reports a ValueError."""
+    if not 0 <= float(text) < 1e9:
+        raise ValueError(text)
+    return float(text)
+
+
+def parse_options():
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-s', '--secs', type=seconds, default=10,
+                        help='how long to sleep before select (default: %(default)s)')
+    return parser.parse_args()
+
+
+def main():
+    global in_select
+    options = parse_options()
+    quiet, _ = os.pipe()  # stands for a client that says nothing
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGUSR1, handler)
+    print(f'PID: {os.getpid()}', flush=True)
+
+    # What if the signal comes at this point?
+    print(f'Sleep for {options.secs:g} secs', flush=True)
+    time.sleep(options.secs)
+    print('Wake up and block in "select"', flush=True)
+
+    try:
+        in_select = True
+        select.select([quiet], [], [])
+    except InterruptedError:
+        if got_signal:
+            print('Got signal')
+
+
+if __name__ == '__main__':
+    main()
