@@ -1,0 +1,200 @@
+"""What the tests share: starting a script as a user would, rude clients, and a look at /proc."""
+import contextlib
+import os
+import pathlib
+import re
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+SERVERS = ['server01.py', 'server02.py', 'server03.py', 'server03a.py', 'server04.py',
+           'server05.py', 'server06.py', 'server07.py', 'server08.py']
+POOLS = ['server03.py', 'server03a.py', 'server04.py', 'server08.py']
+PREFORKED = ['server03.py', 'server03a.py', 'server04.py']
+EVENT_DRIVEN = ['server02.py', 'server06.py', 'server07.py']
+LINUX = sys.platform == 'linux'
+PYTHON = [sys.executable, '-X', 'dev', '-W', 'error']
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
+SOON = 20  # seconds: an event that must come, on a machine that may be busy
+
+# Ten thousand connections need as many descriptors on this side.
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+
+def wait_until(condition, seconds=SOON):
+    """Return as soon as condition() is true, and whatever it returned; fail when time runs out."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, 'what was waited for did not happen'
+        time.sleep(0.005)
+    return result
+
+
+class Script:
+    """A script of the collection, running, in a session of its own; its output is collected."""
+
+    def __init__(self, name, *options, command=None, **popen):
+        command = command or [*PYTHON, TOP / name, *map(str, options)]
+        settings = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE,
+                    'stderr': subprocess.PIPE, 'env': ENVIRONMENT, 'cwd': TOP, **popen}
+        self.process = subprocess.Popen(command, start_new_session=True, **settings)
+        self.pid = self.process.pid
+        self.texts = {'stdout': '', 'stderr': ''}
+        self.drains = [threading.Thread(target=self.drain, args=(stream,), daemon=True)
+                       for stream in self.texts if getattr(self.process, stream)]
+        for drain in self.drains:
+            drain.start()
+
+    def drain(self, stream):
+        with getattr(self.process, stream) as pipe:
+            while data := os.read(pipe.fileno(), 65536):
+                self.texts[stream] += data.decode()
+
+    @property
+    def out(self):
+        return self.texts['stdout']
+
+    @property
+    def err(self):
+        return self.texts['stderr']
+
+    @property
+    def port(self):
+        """The port from the 'Listening' line, as soon as that is there."""
+        def line():
+            assert self.process.poll() is None or self.out, self.err
+            return re.search(r'^Listening on port (\d+) \.\.\.$', self.out, re.MULTILINE)
+        return int(wait_until(line)[1])
+
+    def send_signal(self, signum):
+        self.process.send_signal(signum)
+
+    def wait(self, seconds=SOON):
+        """Return the exit status; by then all output is here."""
+        status = self.process.wait(seconds)
+        for drain in self.drains:
+            drain.join(SOON)
+        return status
+
+    def stop(self, signum=signal.SIGINT):
+        """Stop a server the polite way and check that it went the polite way."""
+        self.send_signal(signum)
+        assert self.wait() == 0, self.err
+        assert processes_of(self.pid) == []
+
+    def kill(self):
+        """Leave nothing of it."""
+        for pid in [self.pid, *processes_of(self.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+
+def processes_of(session):
+    """Return the processes of a session, from /proc; without /proc, the process group alone."""
+    if not LINUX:
+        listing = subprocess.run(['ps', '-A', '-o', 'pid=,pgid='], capture_output=True, text=True)
+        pairs = [line.split() for line in listing.stdout.splitlines()]
+        return [int(pid) for pid, group in pairs if int(group) == session]
+    found = []
+    for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = stat.read_text().rpartition(')')[2].split()
+            if int(fields[3]) == session:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def children_of(pid):
+    """Return the children of a process and their states, as {PID: letter}."""
+    listing = subprocess.run(['ps', '-A', '-o', 'pid=,ppid=,stat='], capture_output=True, text=True)
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return {int(child): state[0] for child, parent, state in rows if int(parent) == pid}
+
+
+def cpu_seconds(session):
+    """Return the CPU time that the living processes of a session have used."""
+    ticks = 0
+    for pid in processes_of(session):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf('SC_CLK_TCK')
+
+
+@contextlib.contextmanager
+def running(name, *options, **popen):
+    """Run a script for the length of a with block, and leave nothing of it."""
+    script = Script(name, *options, **popen)
+    try:
+        yield script
+    finally:
+        script.kill()
+
+
+@pytest.fixture
+def run():
+    """Start scripts, and leave nothing of them after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **popen: stack.enter_context(running(*args, **popen))
+
+
+@pytest.fixture
+def serve(run):
+    """Start servers on ports of the kernel's choice; each is returned when it listens."""
+    def start(name, *options, **popen):
+        server = run(name, '-p', 0, *options, **popen)
+        assert server.port
+        return server
+    return start
+
+
+def client(port, *options):
+    """Run client.py to its end."""
+    return subprocess.run([*PYTHON, TOP / 'client.py', '-p', str(port), *map(str, options)],
+                          capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
+
+
+def connect(port, timeout=SOON):
+    """Return a connection to a server on this machine."""
+    return socket.create_connection(('127.0.0.1', port), timeout)
+
+
+def reset(conn):
+    """Close a connection by RST."""
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    conn.close()
+
+
+def receive(conn, size):
+    """Return *size* bytes, or fewer at end of file."""
+    data = bytearray()
+    while len(data) < size and (piece := conn.recv(min(size - len(data), 1 << 20))):
+        data += piece
+    return data
+
+
+def receive_end(conn):
+    """Return what still comes before end of file, or before a reset, which is as good."""
+    data = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while piece := conn.recv(1 << 20):
+            data += piece
+    return data
+
+
+def ask(port, size=10):
+    """Be a polite client for one request; check that exactly the reply comes."""
+    with connect(port) as conn:
+        conn.sendall(b'%d\n' % size)
+        assert len(receive(conn, size)) == size
+        conn.shutdown(socket.SHUT_WR)
+        assert receive_end(conn) == b''

@@ -1,0 +1,292 @@
+"""The conduct that every server shares, one row of the table after the other.
+
+Here each test starts a server of its own, to do to it what others should not see.
+"""
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import (ENVIRONMENT, EVENT_DRIVEN, LINUX, POOLS, PREFORKED, PYTHON, SERVERS, TOP,
+                      ask, children_of, client, connect, cpu_seconds, processes_of, receive,
+                      receive_end, wait_until)
+
+every_server = pytest.mark.parametrize('name', SERVERS)
+
+
+def limit_descriptors(count):
+    """Return a function that leaves the process it runs in with that many."""
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
+
+def assert_idle(server):
+    """A server that cannot accept must wait, not spin."""
+    before = cpu_seconds(server.pid)
+    time.sleep(0.5)
+    assert cpu_seconds(server.pid) - before < 0.25
+
+
+# SIGINT or SIGTERM: listening stops, no child is left, status 0, the port is free at once.
+
+@every_server
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_stop_with_clients_connected(serve, name, signum):
+    server = serve(name)
+    with connect(server.port) as silent, connect(server.port) as stuck:
+        silent.sendall(b'12')
+        stuck.sendall(b'200000000\n')
+        assert receive(stuck, 1)
+        start = time.monotonic()
+        server.stop(signum)
+        assert time.monotonic() - start < 1
+        with pytest.raises(ConnectionError):
+            connect(server.port)
+        again = serve(name, '-p', server.port)
+        ask(again.port)
+        again.stop()
+    assert 'Traceback' not in server.err + again.err
+
+
+@every_server
+def test_stop_twice(serve, name):
+    server = serve(name)
+    server.send_signal(signal.SIGTERM)
+    for _ in range(20):
+        server.send_signal(signal.SIGINT)
+    assert server.wait() == 0
+    assert server.err == ''
+    assert processes_of(server.pid) == []
+
+
+@every_server
+def test_in_the_background_of_sh_into_a_file(run, tmp_path, name):
+    """sh starts a background job with SIGINT ignored. The file gets every line, and each once."""
+    output = tmp_path / 'out'
+    python = ' '.join(PYTHON)
+    job = run(name, command=['sh', '-c', f'{python} {name} -p 0 >{output} & echo $!; wait $!'])
+    pid = int(wait_until(lambda: output.exists() and job.out))
+    port = int(wait_until(lambda: re.search(r'port (\d+) ', output.read_text()))[1])
+    assert client(port, '-c', 3, '-t', 5, '-b', 6).returncode == 0
+    os.kill(pid, signal.SIGINT)
+    assert job.wait() == 0
+    assert processes_of(job.pid) == []
+    assert job.err == ''
+    lines = output.read_text().splitlines()
+    assert lines.count(f'Listening on port {port} ...') == 1
+    assert lines.count('Got request to send 6 bytes. Sending them all...') == 15
+    assert sum(' started with ' in line for line in lines) == (10 if name in POOLS else 0)
+    tables = sum(line.startswith('child ') for line in lines)
+    assert len(lines) == 16 + (10 if name in POOLS else 0) + tables
+    assert tables == (10 if name == 'server03a.py' else 0)
+
+
+@every_server
+def test_the_reader_of_stdout_leaves(run, name):
+    """As in 'python server01.py | head -1': the clients must not notice, nor stderr."""
+    read_end, write_end = os.pipe()
+    server = run(name, '-p', 0, stdout=write_end)
+    os.close(write_end)
+    with open(read_end) as pipe:
+        port = int(re.fullmatch(r'Listening on port (\d+) \.\.\.\n', pipe.readline())[1])
+    for _ in range(3):
+        ask(port)
+    server.stop()
+    assert server.err == ''
+
+
+@every_server
+def test_bad_options(serve, name):
+    """One line of error that names the value, status 2."""
+    busy = serve(name).port
+    cases = [('-p', '70000'), ('-p', '-1'), ('-p', 'http'), ('-p', busy), ('-i', ''),
+             ('-i', 'no.such.host.invalid'), ('-i', 'x' * 64 + '.y'), ('-i', '192.0.2.1'),
+             ('--nonsense', '--nonsense')]
+    cases += [('-n', '0'), ('-n', '-5'), ('-n', 'many')] if name in POOLS else []
+    processes = [(case, subprocess.Popen([*PYTHON, TOP / name, '-p', '0', *map(str, case)],
+                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                         text=True, env=ENVIRONMENT)) for case in cases]
+    for (_, value), process in processes:
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out) == (2, '')
+        assert err.count('\n') == 1
+        assert str(value) in err
+        assert name in err
+
+
+# Children that die, processes and threads that cannot be had.
+
+@pytest.mark.parametrize('name', PREFORKED)
+@pytest.mark.parametrize('signum', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_dead_child_is_replaced(serve, name, signum):
+    server = serve(name, '-n', 3)
+    first = wait_until(lambda: len(children_of(server.pid)) == 3 and children_of(server.pid))
+    for pid in first:
+        os.kill(pid, signum)
+    wait_until(lambda: len(set(children_of(server.pid)) - set(first)) == 3)
+    for _ in range(6):
+        ask(server.port)
+    server.stop()
+    started = [int(pid) for pid in re.findall(r'^Child started with PID: (\d+)$', server.out, re.M)]
+    assert len(set(started)) == 6
+    assert started[:3] == sorted(first)
+    assert server.err == ''
+
+
+@pytest.mark.parametrize('name', PREFORKED)
+def test_children_are_killed_under_load(serve, name):
+    """No connection is hurt but that of the killed child."""
+    server = serve(name, '-n', 4)
+    load = subprocess.Popen([*PYTHON, TOP / 'client.py', '-p', str(server.port), '-c', '12',
+                             '-t', '150', '-b', '100000'], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    kills = 0
+    while kills < 6 and load.poll() is None:
+        before = server.out.count('100000 bytes')
+        wait_until(lambda: server.out.count('100000 bytes') > before + 20 or load.poll() is not None)
+        for pid in list(children_of(server.pid))[:1]:
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+    out, err = load.communicate(timeout=40)
+    assert kills
+    assert len(err.splitlines()) <= kills
+    assert out.count(' is done') == 12 - len(err.splitlines())
+    wait_until(lambda: list(children_of(server.pid).values()).count('S') == 4)
+    assert client(server.port, '-c', 8, '-t', 5).returncode == 0
+    server.stop()
+    assert server.err == ''
+
+
+def test_no_zombies(serve):
+    """server01 collects its children although no client comes any more."""
+    server = serve('server01.py')
+    with connect(server.port) as conn:
+        conn.sendall(b'1\n')
+        assert receive(conn, 1)
+        assert client(server.port, '-c', 5, '-t', 5).returncode == 0
+        wait_until(lambda: len(children_of(server.pid)) == 1)
+        (pid, state), = children_of(server.pid).items()
+        assert state != 'Z'
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not children_of(server.pid))
+        assert receive_end(conn) == b''
+    ask(server.port)
+
+
+SHORTAGE = """
+import runpy, sys, {module}
+real, calls = {function}, 0
+def scarce(*args):
+    global calls
+    calls += 1
+    if calls in {calls}:
+        raise {error}
+    return real(*args)
+{function} = scarce
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+FORK = SHORTAGE.format(module='os', function='os.fork', calls='{calls}',
+                       error="BlockingIOError(11, 'scarce')")
+START = SHORTAGE.format(module='threading', function='threading.Thread.start',
+                        calls='{calls}', error="RuntimeError('scarce')")
+
+
+@pytest.mark.parametrize('name', ['server01.py', 'server05.py'])
+def test_no_process_or_thread_for_a_client(run, name):
+    shim = (START if name == 'server05.py' else FORK).format(calls=(2, 3))
+    server = run(name, command=[*PYTHON, '-c', shim, TOP / name, '-p', '0'])
+    ask(server.port)
+    for _ in range(2):
+        with connect(server.port) as conn:
+            assert receive_end(conn) == b''
+    for _ in range(3):
+        ask(server.port)
+    server.stop()
+    assert len(server.err.splitlines()) == 2
+    assert server.err.count('scarce') == 2
+
+
+@pytest.mark.parametrize('name', POOLS)
+def test_no_process_or_thread_for_the_pool(run, name):
+    """The pool starts with what it can get, and grows when it can."""
+    shim = (START if name == 'server08.py' else FORK).format(calls=(2,))
+    server = run(name, command=[*PYTHON, '-c', shim, TOP / name, '-p', '0', '-n', '3'])
+    ask(server.port)
+    wait_until(lambda: server.out.count(' started with ') == 3)
+    ask(server.port)
+    server.stop()
+    assert len(server.err.splitlines()) == 1
+    assert 'scarce' in server.err
+
+
+# Out of descriptors: stop accepting until someone leaves, never spin, never die.
+
+def crowd(server, count):
+    """Connect many clients, more than the server can have at once; in turn, each gets its due."""
+    conns = [connect(server.port) for _ in range(count)]
+    for conn in conns:
+        conn.sendall(b'5\n')
+    assert len(receive(conns[0], 5)) == 5
+    assert_idle(server)
+    for conn in conns[1:]:
+        conns[0].close()  # its place is free for another
+        conns[0] = conn
+        assert len(receive(conn, 5)) == 5
+    conns[0].close()
+    ask(server.port)
+
+
+@every_server
+def test_64_descriptors_for_200_clients(serve, name):
+    server = serve(name, preexec_fn=limit_descriptors(64))
+    crowd(server, 200)
+    server.stop()
+    assert server.err == ''
+
+
+def test_1300_clients_on_select(serve):
+    server = serve('server02.py')
+    crowd(server, 1300)
+    server.stop()
+    assert server.err == ''
+
+
+def test_1300_clients_on_threads(serve):
+    server = serve('server05.py')
+    crowd(server, 1300)
+    server.stop()
+    assert server.err == ''
+
+
+def test_a_pool_larger_than_the_descriptors(serve):
+    """server04 needs one for each child; it must keep one for the next connection."""
+    server = serve('server04.py', '-n', 40, preexec_fn=limit_descriptors(20))
+    for _ in range(5):
+        ask(server.port)
+    server.stop()
+    assert 'Traceback' not in server.err
+
+
+@pytest.mark.parametrize('name', ['server06.py', 'server07.py'])
+def test_ten_thousand_idle_connections(serve, name):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 10_100:
+        pytest.skip('the hard limit of descriptors is below 10,100')
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    server = serve(name, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, soft)))
+    conns = [connect(server.port) for _ in range(10_000)]
+    start = time.monotonic()
+    ask(server.port)
+    assert time.monotonic() - start < 1
+    assert_idle(server)
+    for conn in conns[::2000]:  # they are all being served
+        conn.sendall(b'5\n')
+        assert len(receive(conn, 5)) == 5
+    for conn in conns:
+        conn.close()
+    server.stop()
+    assert server.err == ''
