@@ -1,0 +1,164 @@
+"""The demonstrations of chapter 2: each prints what its page says, signals and all."""
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ENVIRONMENT, PYTHON, TOP, connect, wait_until
+
+
+def finish(script, status):
+    """Wait for a script to end with *status*."""
+    assert script.wait() == status, script.err
+
+
+# rstserver and sigpipe
+
+def test_every_connection_is_reset(serve):
+    server = serve('rstserver.py')
+    for _ in range(100):
+        with connect(server.port, None) as conn:
+            with pytest.raises(ConnectionResetError):
+                conn.recv(1)
+            host, port = conn.getsockname()
+            wait_until(lambda: f'Sent RST to {host} port {port}\n' in server.out)
+    server.stop()
+    assert server.err == ''
+
+
+@pytest.mark.parametrize('options, value', [(('-p', 'x'), 'x'), (('-i', 'no.such.invalid'), 'no.such'),
+                                            (('-i', '192.0.2.1'), '192.0.2.1')])
+def test_rstserver_refuses(run, options, value):
+    server = run('rstserver.py', '-p', 0, *options)
+    finish(server, 2)
+    assert value in server.err
+    assert server.err.count('\n') == 1
+
+
+def test_sigpipe(serve, run):
+    script = run('sigpipe.py', '-p', serve('rstserver.py').port)
+    finish(script, 1)
+    assert script.out == '[Errno 104] Connection reset by peer\n\n'
+    assert script.err.startswith('Traceback (most recent call last):\n')
+    assert script.err.endswith('\nBrokenPipeError: [Errno 32] Broken pipe\n')
+
+
+def test_sigpipe_default(serve, run):
+    """The kernel kills the process; the shell makes 141 of it."""
+    script = run('sigpipe.py', '-p', serve('rstserver.py').port, '--default')
+    finish(script, -signal.SIGPIPE)
+    assert script.out == '[Errno 104] Connection reset by peer\n\n'
+    assert script.err == ''
+
+
+def test_sigpipe_without_rstserver(run):
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        port = listener.getsockname()[1]
+    script = run('sigpipe.py', '-p', port)
+    finish(script, 1)
+    assert script.out == ''
+    assert re.fullmatch(rf'.*port {port}: .*Connection refused.*rstserver\.py.*\n', script.err)
+
+
+def test_sigpipe_with_another_server(run):
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        script = run('sigpipe.py', '-p', listener.getsockname()[1])
+        listener.accept()[0].close()
+        finish(script, 1)
+    assert script.err == 'no reset came: this is not rstserver.py\n'
+
+
+# selsigrace and selfpipe
+
+@contextlib.contextmanager
+def some_stdin(kind):
+    """Give a standard input that is at end of file, silent, full of data or closed."""
+    if kind == 'end of file':
+        yield {'stdin': subprocess.DEVNULL}
+    elif kind == 'closed':
+        yield {'stdin': None, 'preexec_fn': lambda: os.close(0)}
+    else:
+        read_end, write_end = os.pipe()
+        if kind == 'data':
+            os.write(write_end, b'data\n')
+        yield {'stdin': read_end}
+        os.close(read_end)
+        os.close(write_end)
+
+
+def is_blocked(pid):
+    """Tell whether a process sleeps in a system call that waits for descriptors."""
+    if sys.platform != 'linux':
+        time.sleep(0.5)
+        return True
+    with open(f'/proc/{pid}/wchan') as wchan, open(f'/proc/{pid}/stat') as stat:
+        return stat.read().rpartition(')')[2].split()[0] == 'S' and 'sleep' not in wchan.read()
+
+
+@pytest.mark.parametrize('stdin', ['end of file', 'silent', 'data', 'closed'])
+def test_selsigrace(run, stdin):
+    with some_stdin(stdin) as settings:
+        script = run('selsigrace.py', '-s', 0.6, **settings)
+        wait_until(lambda: script.out == f'PID: {script.pid}\nSleep for 0.6 secs\n')
+        script.send_signal(signal.SIGUSR1)
+        asleep = f'PID: {script.pid}\nSleep for 0.6 secs\nWake up and block in "select"\n'
+        wait_until(lambda: script.out == asleep)
+        time.sleep(0.3)  # the first signal is missed: nothing happens
+        assert script.process.poll() is None
+        assert script.out == asleep
+        wait_until(lambda: is_blocked(script.pid))
+        script.send_signal(signal.SIGUSR1)
+        finish(script, 0)
+    assert script.out == asleep + 'Got signal\n'
+    assert script.err == ''
+
+
+@pytest.mark.parametrize('stdin', ['end of file', 'silent', 'data', 'closed'])
+@pytest.mark.parametrize('during_sleep', [True, False])
+def test_selfpipe(run, stdin, during_sleep):
+    with some_stdin(stdin) as settings:
+        script = run('selfpipe.py', *(['-s', 0.4] if during_sleep else []), **settings)
+        wait_until(lambda: script.out == f'PID: {script.pid}\n')
+        if not during_sleep:
+            wait_until(lambda: is_blocked(script.pid))
+        assert script.process.poll() is None
+        script.send_signal(signal.SIGUSR1)
+        finish(script, 0)
+    assert script.out == f'PID: {script.pid}\nGot signal\n'
+    assert script.err == ''
+
+
+@pytest.mark.parametrize('secs', [0, 2])
+def test_a_flood_of_signals(run, secs):
+    """With 2 seconds of sleep, 100,000 signals more than fill the pipe of 65,536 bytes."""
+    script = run('selfpipe.py', '-s', secs)
+    wait_until(lambda: script.out)
+    for _ in range(100_000):
+        script.send_signal(signal.SIGUSR1)  # does nothing once the process has ended
+    finish(script, 0)
+    assert script.out == f'PID: {script.pid}\nGot signal\n'
+    assert script.err == ''
+
+
+@pytest.mark.parametrize('name', ['selsigrace.py', 'selfpipe.py'])
+def test_ctrl_c_ends_them_without_a_traceback(run, name):
+    script = run(name)
+    wait_until(lambda: script.out)
+    script.send_signal(signal.SIGINT)
+    finish(script, -signal.SIGINT)
+    assert script.err == ''
+
+
+@pytest.mark.parametrize('name', ['selsigrace.py', 'selfpipe.py'])
+@pytest.mark.parametrize('value', ['-1', 'soon', 'nan'])
+def test_bad_sleep(name, value):
+    result = subprocess.run([*PYTHON, TOP / name, '-s', value], capture_output=True, text=True,
+                            env=ENVIRONMENT)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert result.stderr.count('\n') == 1
+    assert value in result.stderr
