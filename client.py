@@ -4,8 +4,8 @@
 Forks children; each makes one connection after another, asks for a number of
 bytes, reads exactly as many and closes.
 
-Try:       python server01.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server01.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    the last line; run it against the next server and compare.
 See also:  server01.py to server08.py. It speaks to the servers of "Unix Network
            Programming", chapter 30, as well: the protocol is theirs.

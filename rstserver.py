@@ -4,8 +4,8 @@
 With SO_LINGER on and a time of 0 seconds, close does not say goodbye (FIN): it
 throws away what is unsent and resets the connection (RST), see socket(7).
 
-Try:       python rstserver.py
-           python sigpipe.py
+Try:       python3 rstserver.py
+           python3 sigpipe.py
 Notice:    sudo tcpdump -i lo port 2000 shows the flag R where F would be.
 See also:  sigpipe.py (what the reset does to a client that goes on writing).
 """

@@ -5,7 +5,7 @@ The handler turns the signal into a byte in a pipe, and the pipe is one of the
 descriptors that select watches. The byte stays there until somebody reads it,
 so it does not matter whether the signal comes before select or during it.
 
-Try:       python selfpipe.py -s 10
+Try:       python3 selfpipe.py -s 10
            kill -USR1 PID    while it sleeps
 Notice:    the signal that selsigrace.py misses is there when select begins.
 See also:  selsigrace.py (the race). signal.set_wakeup_fd is this trick, built in.

@@ -4,7 +4,7 @@
 A signal that comes just before select is missed: its handler has run, and
 select blocks all the same. A sleep makes the dangerous moment 10 seconds wide.
 
-Try:       python selsigrace.py
+Try:       python3 selsigrace.py
            kill -USR1 PID    while it sleeps, and once more when it has woken up
 Notice:    the first signal goes unnoticed, the second ends select.
 See also:  selfpipe.py (the cure).

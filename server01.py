@@ -4,8 +4,8 @@
 The parent accepts. For every connection it forks a child, which serves that
 one client and exits.
 
-Try:       python server01.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server01.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    every connection pays for a fork; the child costs more than its work.
 See also:  server05.py (a thread instead of a process), server03.py (the
            children are forked before the clients come).

@@ -4,8 +4,8 @@
 One process, no threads: select tells which of all the connections are ready,
 and each of those may go on until it would have to wait.
 
-Try:       python server02.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server02.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    one slow client delays nobody; but select cannot watch a descriptor
            of 1024 or more, and is told the whole list at every call.
 See also:  server06.py (poll: no such limit), server07.py (epoll: no such list).

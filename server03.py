@@ -5,8 +5,8 @@ The parent forks a pool of children once, before any client comes. All of them
 block in accept on the one listening socket; the kernel hands each connection
 to one of them. The parent only watches over the pool.
 
-Try:       python server03.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server03.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    kill -9 a child: another takes its place, and no other client sees it.
 See also:  server03a.py (the same, counting), server04.py (the parent accepts
            and passes the connection on), server08.py (a pool of threads).

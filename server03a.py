@@ -4,8 +4,8 @@
 server03.py, which also counts the connections that each child has accepted,
 in memory that parent and children share. Ctrl-C prints the table.
 
-Try:       python server03a.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server03a.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
            and then Ctrl-C in the first terminal
 Notice:    the counts add up exactly and are nearly even. With --select, every
            child is woken for a connection that only one can have: the herd.

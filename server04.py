@@ -4,8 +4,8 @@
 The parent alone accepts. It hands the descriptor of each connection through a
 Unix socket (SCM_RIGHTS, see unix(7)) to a child that it knows to be idle.
 
-Try:       python server04.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server04.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    no child ever waits on the listener, so no herd can form; the price is
            two messages for each connection.
 See also:  server03.py (the children accept for themselves).

@@ -4,8 +4,8 @@
 The main thread accepts. For every connection it starts a thread, which serves
 that one client and ends.
 
-Try:       python server05.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server05.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    a thread starts several times faster than a process, but all threads
            share one lock (the GIL), one table of descriptors and one fate.
 See also:  server01.py (a process instead of a thread), server08.py (the threads

@@ -4,8 +4,8 @@
 One process, no threads: poll tells which of all the connections are ready,
 and each of those may go on until it would have to wait.
 
-Try:       python server06.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server06.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    the limit of select is gone, but the kernel still looks at the whole
            list at every call: each idle client slows down the others.
 See also:  server02.py (select), server07.py (epoll: the kernel keeps the list).

@@ -4,8 +4,8 @@
 One process, no threads: epoll tells which of all the connections are ready,
 and each of those may go on until it would have to wait.
 
-Try:       python server07.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server07.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    the kernel keeps the list and reports only what is ready: idle clients
            cost nothing but memory. Linux only.
 See also:  server02.py (select), server06.py (poll: on every Unix).

@@ -5,8 +5,8 @@ The main thread starts a pool of threads once, before any client comes. All of
 them block in accept on the one listening socket; the kernel hands each
 connection to one of them. The main thread only waits for the end.
 
-Try:       python server08.py
-           python client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
+Try:       python3 server08.py
+           python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    one process, many threads: ps -L -p PID lists them.
 See also:  server03.py (a pool of processes), server05.py (a thread per client).
 """

@@ -5,9 +5,9 @@ The kernel answers such a write twice: it sends the signal SIGPIPE, and it fails
 the call with the error EPIPE (see write(2)). Python ignores the signal from the
 start, so the error is what is left: BrokenPipeError.
 
-Try:       python rstserver.py
-           python sigpipe.py
-           python sigpipe.py --default; echo $?
+Try:       python3 rstserver.py
+           python3 sigpipe.py
+           python3 sigpipe.py --default; echo $?
 Notice:    the traceback comes from the error. With --default the signal is not
            ignored, and there is none: the kernel kills the process, 128 + 13.
 See also:  rstserver.py (where the reset comes from).

@@ -99,26 +99,28 @@ class Script:
         self.wait()
 
 
-def processes_of(session):
-    """Return the processes of a session, from /proc; without /proc, the process group alone."""
+def processes():
+    """Return (PID, parent's PID, session or group, state) of every process of the machine."""
     if not LINUX:
-        listing = subprocess.run(['ps', '-A', '-o', 'pid=,pgid='], capture_output=True, text=True)
-        pairs = [line.split() for line in listing.stdout.splitlines()]
-        return [int(pid) for pid, group in pairs if int(group) == session]
+        listing = subprocess.check_output(['ps', '-A', '-o', 'pid=,ppid=,pgid=,stat='], text=True)
+        rows = [line.split() for line in listing.splitlines()]
+        return [(int(pid), int(parent), int(group), state[0]) for pid, parent, group, state in rows]
     found = []
     for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = stat.read_text().rpartition(')')[2].split()
-            if int(fields[3]) == session:
-                found.append(int(stat.parent.name))
-    return found
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            state, parent, _, session = stat.read_text().rpartition(')')[2].split()[:4]
+            found.append((int(stat.parent.name), int(parent), int(session), state))
+    return sorted(found)
+
+
+def processes_of(session):
+    """Return the processes of a session."""
+    return [pid for pid, _, its_session, _ in processes() if its_session == session]
 
 
 def children_of(pid):
     """Return the children of a process and their states, as {PID: letter}."""
-    listing = subprocess.run(['ps', '-A', '-o', 'pid=,ppid=,stat='], capture_output=True, text=True)
-    rows = [line.split() for line in listing.stdout.splitlines()]
-    return {int(child): state[0] for child, parent, state in rows if int(parent) == pid}
+    return {child: state for child, parent, _, state in processes() if parent == pid}
 
 
 def cpu_seconds(session):
@@ -249,7 +251,7 @@ def watch_silent_server():
 
 @pytest.fixture(scope='session', autouse=True)
 def waits(request):
-    """Start what takes long as soon as the suite starts; give {name: function that waits for it}."""
+    """Start what takes long when the suite starts; give {name: function that waits for it}."""
     if not any('waits' in item.fixturenames and item.path.name == 'test_waits.py'
                for item in request.session.items):
         yield {}

@@ -1,4 +1,4 @@
-"""client.py tells the truth: against servers that fail it in every way, and against ones that do not."""
+"""client.py tells the truth, also about servers that fail it in every way."""
 import contextlib
 import os
 import re

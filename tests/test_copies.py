@@ -99,7 +99,7 @@ def test_the_order_of_a_script(script):
     tree = ast.parse((TOP / script).read_text())
     docstring = ast.get_docstring(tree)
     assert all(part in docstring for part in ('\nTry: ', '\nNotice: ', '\nSee also: '))
-    assert f'python {script}' in docstring
+    assert f'python3 {script}' in docstring
     assert isinstance(tree.body[-1], ast.If)
     assert tree.body[-2].name == 'main'
     kinds = [type(node) for node in tree.body[1:]]
@@ -118,8 +118,8 @@ def test_only_the_standard_library(script):
 
 
 def test_nothing_else_at_the_top():
-    for path in TOP.iterdir():
-        assert path.name in {*SCRIPTS, 'tests', 'README.rst', 'LICENSE', '.gitignore', '.ci',
-                             '.git'} or path.name.startswith(('.venv', '.pytest_cache', '__pycache'))
+    known = {*SCRIPTS, 'tests', 'README.rst', 'LICENSE', '.gitignore', '.ci', '.git'}
+    generated = ('.venv', '.pytest_cache', '__pycache__')
+    assert all(path.name in known or path.name.startswith(generated) for path in TOP.iterdir())
     assert set(SCRIPTS) == {*SERVERS, 'client.py', 'rstserver.py', 'sigpipe.py', 'selsigrace.py',
                             'selfpipe.py', 'sendfile_demo.py', 'tcpcork_demo.py'}

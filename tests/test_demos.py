@@ -31,8 +31,8 @@ def test_every_connection_is_reset(serve):
     assert server.err == ''
 
 
-@pytest.mark.parametrize('options, value', [(('-p', 'x'), 'x'), (('-i', 'no.such.invalid'), 'no.such'),
-                                            (('-i', '192.0.2.1'), '192.0.2.1')])
+@pytest.mark.parametrize('options, value', [
+    (('-p', 'x'), 'x'), (('-i', 'no.such.invalid'), 'no.such'), (('-i', '192.0.2.1'), '192.0.2.1')])
 def test_rstserver_refuses(run, options, value):
     server = run('rstserver.py', '-p', 0, *options)
     finish(server, 2)

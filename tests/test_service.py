@@ -10,8 +10,19 @@ import socket
 import time
 
 import pytest
-from conftest import (LINUX, SERVERS, ask, client, connect, processes_of, receive, receive_end,
-                      reset, running, wait_until)
+from conftest import (
+    LINUX,
+    SERVERS,
+    ask,
+    client,
+    connect,
+    processes_of,
+    receive,
+    receive_end,
+    reset,
+    running,
+    wait_until,
+)
 
 GIBIBYTE = 2 ** 30
 BAD_LINES = [b'\n', b'\r\n', b'0\n', b'000\n', b'-1\n', b'+1\n', b' 1\n', b'1 \n', b'1.0\n',
@@ -207,8 +218,8 @@ def test_a_greedy_reader_delays_nobody(server):
 @pytest.mark.skipif(not LINUX, reason='reads /proc')
 def test_memory_does_not_grow_with_the_request(server):
     def peak():
-        return max(int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path(f'/proc/{pid}/status').read_text())[1])
-                   for pid in processes_of(server.pid))
+        texts = [pathlib.Path(f'/proc/{pid}/status').read_text() for pid in processes_of(server.pid)]
+        return max(int(re.search(r'VmHWM:\s+(\d+)', text)[1]) for text in texts)
     with connect(server.port) as conn:
         conn.sendall(b'%d\n' % GIBIBYTE)
         assert len(receive(conn, 50_000_000)) == 50_000_000
@@ -217,7 +228,7 @@ def test_memory_does_not_grow_with_the_request(server):
 
 
 def test_clients_before_the_server_accepts(server):
-    """The queue holds at least 128: no client's SYN is dropped, to be sent again a second later."""
+    """The queue holds at least 128: no SYN is dropped, to be sent again a second later."""
     for pid in processes_of(server.pid):
         os.kill(pid, signal.SIGSTOP)
     try:
