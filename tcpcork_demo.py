@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Many small writes: plain, with TCP_NODELAY, with TCP_CORK (Linux only).
+
+Plain TCP follows Nagle's algorithm: a small segment waits while an earlier
+one is not acknowledged. TCP_NODELAY lets every write leave at once. TCP_CORK
+holds back whatever does not fill a segment, until the cork is taken off.
+
+Try:       python3 tcpcork_demo.py
+Notice:    at first the receiver acknowledges segments at once, so plain has
+           nothing to wait for. From the second round on it delays that by some
+           40 ms, hoping to send it along with an answer. But it cannot answer
+           before it has everything, and plain keeps the rest until the first
+           write is acknowledged. TCP_NODELAY cures the wait, TCP_CORK also the
+           crowd of segments; but a cork left on holds the data for 200 ms.
+See also:  sendfile_demo.py (a file is what usually follows the header), tcp(7),
+           RFC 896 (Nagle).
+"""
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import statistics
+import struct
+import sys
+import time
+
+HEADER = [f'Name-{number:02}: value\r\n'.encode() for number in range(16)]
+BODY = bytes(1000)           # with the header it fits in one segment, even on Ethernet
+WRITES = [*HEADER, BODY]
+SIZE = sum(map(len, WRITES))  # bytes
+ROUNDS = 12                  # the table shows the first, and the median of the others
+DATA_SEGS_OUT = 156          # bytes before tcpi_data_segs_out in struct tcp_info, <linux/tcp.h>
+READY = b'>'
+MOMENT = struct.Struct('d')  # seconds of time.monotonic(), one clock for all processes
+
+
+def say(line, stream=sys.stdout):
+    """Write *line* by one system call, so that others cannot split it and no buffer holds it.
+
+    A buffer would be copied by fork and dropped by os._exit.
+    """
+    try:
+        os.write(stream.fileno(), f'{line}\n'.encode())
+    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+        pass
+
+
+def answer(conn):
+    """Answer each message on *conn* with the moment when its first byte came."""
+    conn.sendall(READY)  # before this, the first round would measure the fork
+    while conn.recv(1):
+        moment = time.monotonic()
+        conn.recv(SIZE - 1, socket.MSG_WAITALL)
+        conn.sendall(MOMENT.pack(moment))
+
+
+@contextlib.contextmanager
+def connection():
+    """Fork a child that answers; lend the connection to it, then wait for its end."""
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        conn = socket.create_connection(listener.getsockname())
+        peer = listener.accept()[0]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            conn.close()  # while the child held it, the child would see no end of file
+            answer(peer)
+        finally:
+            os._exit(0)  # whatever happens: no child may return into its parent's loop
+    peer.close()
+    try:
+        with conn:
+            conn.recv(1)  # wait until the child is ready
+            yield conn
+    finally:
+        os.waitpid(pid, 0)
+
+
+def segments_sent(conn):
+    """Return how many segments with data *conn* has sent so far."""
+    info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, DATA_SEGS_OUT + 4)
+    return struct.unpack_from('I', info, DATA_SEGS_OUT)[0]
+
+
+def exchange(conn, way):
+    """Write, write, read; return segments, and ms to the first byte there and the answer here."""
+    segments = segments_sent(conn)
+    start = time.monotonic()
+    if way == 'TCP_NODELAY':
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    elif way != 'plain':
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    for data in WRITES:
+        conn.sendall(data)
+    if way == 'TCP_CORK':
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)  # now the rest may go
+    moment, = MOMENT.unpack(conn.recv(MOMENT.size, socket.MSG_WAITALL))
+    end = time.monotonic()
+    return segments_sent(conn) - segments, (moment - start) * 1000, (end - start) * 1000
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    if not hasattr(socket, 'TCP_CORK'):
+        say(f'{sys.argv[0]}: error: TCP_CORK exists on Linux only', sys.stderr)
+        sys.exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a traceback; the child follows
+    say(f'{"":19}{"round 1 (ms)":31}median of rounds 2 to {ROUNDS} (ms)')
+    say(f'{len(WRITES)} writes, 1 read' + '  segments  first byte   answer' * 2)
+    for way in 'plain', 'TCP_NODELAY', 'TCP_CORK', 'TCP_CORK left on':
+        with connection() as conn:
+            first, *later = [exchange(conn, way) for _ in range(ROUNDS)]
+        line = f'{way:17}'
+        for segments, byte, reply in first, map(statistics.median, zip(*later)):
+            line += f'{segments:10}{byte:12.3f}{reply:9.3f}'
+        say(line)
+
+
+if __name__ == '__main__':
+    main()
