@@ -72,7 +72,7 @@ def stop(signum, frame):
 
 def main():
     options = parse_options()
-    signal.signal(signal.SIGINT, stop)  # even if it was ignored, as sh does for 'rstserver.py &'
+    signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     listener = listen(options.host, options.port)
     while True:

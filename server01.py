@@ -156,7 +156,7 @@ def main():
     options = parse_options()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signal.signal(signal.SIGCHLD, reap)
-    signal.signal(signal.SIGINT, stop)  # even if it was ignored, as sh does for 'server01.py &'
+    signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     listener = listen(options.host, options.port)
     while True:

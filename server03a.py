@@ -214,7 +214,7 @@ def main():
     options = parse_options()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # each waits for sigwait: nothing can race
     for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)  # sh starts 'server03.py &' with SIGINT ignored
+        signal.signal(signum, signal.SIG_DFL)  # SIGINT is ignored in a background job of sh
     accepted = shared_counters(options.child_num)
     woken = shared_counters(options.child_num) if options.select else []
     with listen(options.host, options.port) as listener:

@@ -212,7 +212,7 @@ def stop(signum, frame):
 def main():
     options = parse_options()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    signal.signal(signal.SIGINT, stop)  # even if it was ignored, as sh does for 'server04.py &'
+    signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     listener = listen(options.host, options.port)
     while True:

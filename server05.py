@@ -137,7 +137,7 @@ def stop(signum, frame):
 
 def main():
     options = parse_options()
-    signal.signal(signal.SIGINT, stop)  # even if it was ignored, as sh does for 'server05.py &'
+    signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     threading.stack_size(STACK)
     listener = listen(options.host, options.port)

@@ -176,7 +176,7 @@ def stop(signum, frame):
 
 def main():
     options = parse_options()
-    signal.signal(signal.SIGINT, stop)  # even if it was ignored, as sh does for 'server06.py &'
+    signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -143,7 +143,7 @@ def main():
     options = parse_options()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # each waits for sigwait: nothing can race
     for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)  # sh starts 'server08.py &' with SIGINT ignored
+        signal.signal(signum, signal.SIG_DFL)  # SIGINT is ignored in a background job of sh
     with listen(options.host, options.port) as listener:
         signum = None
         while signum not in STOP:

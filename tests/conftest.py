@@ -1,5 +1,4 @@
 """What the tests share: starting a script as a user would, rude clients, and a look at /proc."""
-import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -250,13 +250,18 @@ def watch_silent_server():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def waits(request):
+def background(request):
     """Start what takes long when the suite starts; give {name: function that waits for it}."""
-    if not any('waits' in item.fixturenames and item.path.name == 'test_waits.py'
-               for item in request.session.items):
-        yield {}
-        return
-    with concurrent.futures.ThreadPoolExecutor(len(SERVERS) + 1) as executor:
-        futures = {name: executor.submit(watch_silent_clients, name) for name in SERVERS}
-        futures['client.py'] = executor.submit(watch_silent_server)
+    files = {item.path.name for item in request.session.items}
+    with contextlib.ExitStack() as stack:
+        futures = {}
+        if 'test_waits.py' in files:
+            pool = stack.enter_context(ThreadPoolExecutor(len(SERVERS) + 1))
+            futures['client.py is patient'] = pool.submit(watch_silent_server)
+            futures.update((name, pool.submit(watch_silent_clients, name)) for name in SERVERS)
+        if 'test_readme.py' in files:
+            import test_readme
+            pool = stack.enter_context(ThreadPoolExecutor(3))
+            futures.update((title, pool.submit(function))
+                           for title, function in test_readme.replays().items())
         yield {name: future.result for name, future in futures.items()}

@@ -10,9 +10,9 @@ HOGS = 3
 
 
 @pytest.mark.parametrize('name', SERVERS)
-def test_silent_and_stuck_clients(waits, name):
+def test_silent_and_stuck_clients(background, name):
     """They fill the pool, and are closed after TIMEOUT; whoever waited is served then."""
-    result = waits[name]()
+    result = background[name]()
     assert result['err'] == ''
     assert 9.9 < result['silent'] < 13
     assert 9.9 < result['half a line'] < 13
@@ -21,8 +21,8 @@ def test_silent_and_stuck_clients(waits, name):
     assert result['slow'] == 4_000_000  # reads a little all the time: nobody closes it
 
 
-def test_client_of_a_silent_server(waits):
-    status, out, err, seconds = waits['client.py']()
+def test_client_of_a_silent_server(background):
+    status, out, err, seconds = background['client.py is patient']()
     assert (status, err) == (1, 'Child 0: timed out\n')
     assert out.startswith('0 connections, 0 bytes in ')
     assert seconds < 35
