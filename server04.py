@@ -177,7 +177,7 @@ def listen_to(pid):
     del children[pid]
     if pid in idle:
         idle.remove(pid)
-    with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored: there is no zombie
+    with contextlib.suppress(ChildProcessError):  # whoever started us has SIGCHLD ignored
         os.waitpid(pid, 0)
 
 
