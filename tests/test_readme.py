@@ -3,9 +3,9 @@
 A literal block whose first line starts with "$ " is a terminal: commands, and what they print.
 Blocks of one section are replayed in their order, as by a reader with two terminals; a block
 that shows a script which is still running shows what it has printed by then. In the output,
-figures and runs of blanks match any other, "..." matches any number of lines, and ^C is the
-moment to press Ctrl-C. Ports are of the kernel's choice instead of 2000. What stands after
-"PID: " is looked up in the other blocks of the section.
+figures, bars and runs of blanks match any other, "..." matches any number of lines, and ^C is
+the moment to press Ctrl-C. Ports are of the kernel's choice instead of 2000; the benchmark is
+run with --quick. A number that follows "PID: " stands for the same process in the whole section.
 """
 import contextlib
 import re
@@ -23,7 +23,8 @@ TEXT = (TOP / 'README.rst').read_text()
 FIRST_SCREEN = 'Concurrent server design in Python'
 SERVER = re.compile(r'python3 (?:server\w+|rstserver)\.py')
 LONG_RUNNING = re.compile(r'python3 (?:server\w+|rstserver|selsigrace|selfpipe)\.py')
-LINUX_ONLY = ('server07.py', 'tcpcork_demo.py', 'What the measurements say')
+SLOW = ('selsigrace.py', 'sendfile_demo.py', 'The idle crowd')
+LINUX_ONLY = ('server07.py', 'tcpcork_demo.py', 'The designs', 'The idle crowd', 'The herd')
 
 
 def literal_blocks(text):
@@ -67,14 +68,16 @@ class Replay:
             if line == '...':
                 lines.append(r'(?:.*\n)*?')
                 continue
-            for token in re.split(r'(PID: \d+|\d+(?:\.\d+)*| +)', line):
+            for token in re.split(r'(PID: \d+|\d+(?:\.\d+)*|#+| +)', line):
                 if token.startswith('PID: '):
                     pids.append(token[5:])
                     lines.append(r'PID: (\d+)')
                 elif token[:1].isdigit():
                     lines.append(r'\d+(?:\.\d+)*')
+                elif token.startswith((' ', '#')):  # blanks, or a bar of the benchmark
+                    lines.append(token[0] + '+')
                 else:
-                    lines.append(' +' if token.isspace() else re.escape(token))
+                    lines.append(re.escape(token))
             lines.append(' *\n')
         return ''.join(lines), pids
 
@@ -95,6 +98,7 @@ class Replay:
             command = command.replace(' -p 2000', '')
             port = self.server.port if self.server else unused_port()
             command = re.sub(r'((?:client|sigpipe)\.py)', rf'\1 -p {port}', command)
+        command = command.replace('benchmark.py', 'benchmark.py --quick')
         return command.replace('python3', shlex.quote(sys.executable))
 
     def step(self, command, expected):
@@ -180,7 +184,7 @@ def replay_first_screen():
 
 def replays():
     """Return {title: function that replays the section}, the longest first."""
-    titles = sorted(TERMINALS, key=lambda title: title not in ('selsigrace.py', 'sendfile_demo.py'))
+    titles = sorted(TERMINALS, key=lambda title: title not in SLOW)
     functions = {title: lambda title=title: replay(title) for title in titles
                  if LINUX or title not in LINUX_ONLY}
     functions[FIRST_SCREEN] = replay_first_screen
