@@ -20,6 +20,7 @@ import sys
 import time
 
 CHUNK = 64 * 1024         # bytes, the most to take at once
+MAX_POOL = 10_000         # children, enough to bring most machines down
 TIMEOUT = 30              # seconds to wait for a byte; a pool full of idlers clears in 10
 STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGCHLD}
@@ -44,7 +45,8 @@ def fetch(address, size):
     Raise EOFError if the server ends the reply early, OSError if the network fails.
     """
     with socket.create_connection(address, TIMEOUT) as conn:
-        address = conn.getpeername()[:2]
+        address = socket.getnameinfo(conn.getpeername(),
+                                     socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         conn.sendall(b'%d\n' % size)
         remaining = size
         while remaining:  # one recv is not one reply
@@ -77,6 +79,8 @@ def start_child(number, options, served):
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             status = run(number, options, served)
+        except Exception:
+            sys.excepthook(*sys.exc_info())  # os._exit would swallow the traceback
         finally:
             os._exit(status)  # whatever happens: no child may return into its parent's loop
     children[pid] = number
@@ -101,7 +105,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: a handler may change it
+    for pid in list(children):  # a copy: a handler of SIGCHLD may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -110,6 +114,13 @@ def stop_children():
 def port_number(text):
     """Return *text* as a number from 0 to 65535; argparse reports a ValueError."""
     if not 0 <= int(text) <= 65535:
+        raise ValueError(text)
+    return int(text)
+
+
+def pool_size(text):
+    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
+    if not 1 <= int(text) <= MAX_POOL:
         raise ValueError(text)
     return int(text)
 
@@ -129,7 +140,7 @@ def parse_options():
                         help='name or address of the server (default: %(default)s)')
     parser.add_argument('-p', '--port', type=port_number, default=2000,
                         help='port of the server (default: %(default)s)')
-    parser.add_argument('-c', '--child-num', type=positive_number, default=5,
+    parser.add_argument('-c', '--child-num', type=pool_size, default=5,
                         help='number of children (default: %(default)s)')
     parser.add_argument('-t', '--con-num', type=positive_number, default=500,
                         help='connections that each child makes (default: %(default)s)')
@@ -147,12 +158,14 @@ def main():
     failed = 0
     start = time.perf_counter()
     for number in range(options.child_num):
+        if signal.sigpending() & STOP:
+            break
         try:
             start_child(number, options, served)
         except OSError as error:
             say(f'Child {number}: {error.strerror}', sys.stderr)
             failed += 1
-    while children:
+    while children or signal.sigpending() & STOP:
         if signal.sigwait(SIGNALS) in STOP:
             stop_children()
             failed += 1

@@ -74,6 +74,7 @@ def main():
     options = parse_options()
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # even if blocked
     listener = listen(options.host, options.port)
     while True:
         try:

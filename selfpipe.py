@@ -52,6 +52,8 @@ def main():
             os.write(write_end, b'!')
         except BlockingIOError:  # the pipe is full: one more byte would tell nothing new
             pass
+        except RecursionError:  # in a flood, handler interrupts handler interrupts handler ...
+            pass
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     signal.signal(signal.SIGUSR1, handler)

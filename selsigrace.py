@@ -66,6 +66,7 @@ def main():
         in_select = True
         select.select([quiet], [], [])
     except InterruptedError:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # one at exit would kill us
         if got_signal:
             print('Got signal')
 

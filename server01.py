@@ -123,6 +123,8 @@ def start_child(listener, conn):
             listener.close()  # or the port stays taken for as long as this child lives
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             handle(conn)
+        except Exception:
+            sys.excepthook(*sys.exc_info())  # os._exit would swallow the traceback
         finally:
             os._exit(0)  # whatever happens: no child may return into its parent's loop
     children.add(pid)
@@ -140,7 +142,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: a handler may change it
+    for pid in list(children):  # a copy: a handler of SIGCHLD may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -160,14 +162,15 @@ def main():
     signal.signal(signal.SIGTERM, stop)
     listener = listen(options.host, options.port)
     while True:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # they are let in only here, where
-        conn = accept(listener)                              # no child is half started
+        # Signals are let in only while we wait, and so never between a fork and its bookkeeping.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        conn = accept(listener)
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         with conn:  # the child has its own copy; with two, the client would see no end
             try:
                 start_child(listener, conn)
             except OSError as error:
-                say(f'cannot fork: {error}', sys.stderr)
+                say(f'cannot start a child: {error}', sys.stderr)
 
 
 if __name__ == '__main__':

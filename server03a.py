@@ -26,6 +26,7 @@ BACKLOG = 1024            # connections; a 5, as in old books, overflows under 1
                           # each one dropped tries again only after a second
 BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
+MAX_POOL = 10_000         # children, enough to bring most machines down
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
@@ -86,9 +87,9 @@ def port_number(text):
     return int(text)
 
 
-def positive_number(text):
-    """Return *text* as a number from 1 up; argparse reports a ValueError."""
-    if int(text) < 1:
+def pool_size(text):
+    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
+    if not 1 <= int(text) <= MAX_POOL:
         raise ValueError(text)
     return int(text)
 
@@ -101,7 +102,7 @@ def parse_options():
                         help='name or address to listen on (default: %(default)s)')
     parser.add_argument('-p', '--port', type=port_number, default=2000,
                         help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=positive_number, default=10,
+    parser.add_argument('-n', '--child-num', type=pool_size, default=10,
                         help='size of the pool (default: %(default)s)')
     parser.add_argument('--select', action='store_true',
                         help='wait in select before accept, and count the wake-ups')
@@ -170,11 +171,13 @@ def start_child(listener, accepted, woken, number):
     if pid == 0:
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            say(f'Child started with PID: {os.getpid()}')
             serve(listener, accepted, woken, number)
+        except Exception:
+            sys.excepthook(*sys.exc_info())  # os._exit would swallow the traceback
         finally:
             os._exit(1)  # whatever happens: no child may return into its parent's loop
     children[pid] = number
-    say(f'Child started with PID: {pid}')
 
 
 def reap():
@@ -189,7 +192,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: a handler may change it
+    for pid in list(children):  # a copy: a handler of SIGCHLD may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -223,10 +226,11 @@ def main():
         while signum not in STOP:
             reap()
             try:
-                for number in set(range(options.child_num)) - set(children.values()):
-                    start_child(listener, accepted, woken, number)
+                for number in sorted({*range(options.child_num)} - {*children.values()}):
+                    if not signal.sigpending() & STOP:
+                        start_child(listener, accepted, woken, number)
             except OSError as error:
-                say(f'cannot fork: {error}', sys.stderr)
+                say(f'cannot start a child: {error}', sys.stderr)
                 signal.alarm(1)  # second; then SIGALRM has us try again
             signum = signal.sigwait(SIGNALS)
     stop_children()

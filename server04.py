@@ -23,6 +23,7 @@ BACKLOG = 1024            # connections; a 5, as in old books, overflows under 1
                           # each one dropped tries again only after a second
 BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
+MAX_POOL = 10_000         # children, enough to bring most machines down
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
@@ -84,9 +85,9 @@ def port_number(text):
     return int(text)
 
 
-def positive_number(text):
-    """Return *text* as a number from 1 up; argparse reports a ValueError."""
-    if int(text) < 1:
+def pool_size(text):
+    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
+    if not 1 <= int(text) <= MAX_POOL:
         raise ValueError(text)
     return int(text)
 
@@ -99,7 +100,7 @@ def parse_options():
                         help='name or address to listen on (default: %(default)s)')
     parser.add_argument('-p', '--port', type=port_number, default=2000,
                         help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=positive_number, default=10,
+    parser.add_argument('-n', '--child-num', type=pool_size, default=10,
                         help='size of the pool (default: %(default)s)')
     return parser.parse_args()
 
@@ -128,13 +129,14 @@ def accept(listener):
 
 def serve(channel):
     """Serve one connection after another out of *channel*, until the parent has gone."""
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-        if not message:
-            return
-        with socket.socket(fileno=descriptors[0]) as conn:
-            handle(conn)
-        channel.send(b'.')  # idle again
+    with contextlib.suppress(ConnectionError):  # it has gone while we were busy
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+            if not message:
+                return
+            with socket.socket(fileno=descriptors[0]) as conn:
+                handle(conn)
+            channel.send(b'.')  # idle again
 
 
 def start_child(listener):
@@ -153,13 +155,15 @@ def start_child(listener):
                     inherited.close()  # or no child would see the end of its parent
                 children.clear()  # they are the parent's: stop() must not kill them from here
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                say(f'Child started with PID: {os.getpid()}')
                 serve(theirs)
+            except Exception:
+                sys.excepthook(*sys.exc_info())  # os._exit would swallow the traceback
             finally:
                 os._exit(1)  # whatever happens: no child may return into its parent's loop
     children[pid] = ours
     idle.append(pid)
     poller.register(ours, select.POLLIN)
-    say(f'Child started with PID: {pid}')
 
 
 def listen_to(pid):
@@ -197,7 +201,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: a handler may change it
+    for pid in list(children):  # a copy: a handler of SIGCHLD may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -215,17 +219,22 @@ def main():
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     listener = listen(options.host, options.port)
+    try_again = 0  # not before this time, if the pool could not be filled
     while True:
         try:
-            while len(children) < options.child_num:
+            while (len(children) < options.child_num and time.monotonic() >= try_again
+                   and not signal.sigpending() & SIGNALS):
                 start_child(listener)
         except OSError as error:
-            say(f'cannot fork: {error}', sys.stderr)
+            say(f'cannot start a child: {error}', sys.stderr)
+            try_again = time.monotonic() + 1
         poller.register(listener, select.POLLIN if idle else 0)  # or the kernel keeps the queue
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # they are let in only here, where
+        # Signals are let in only while we wait, and so never between a fork and its bookkeeping.
+        # (sigwait, as in server03.py, would not do: connections and children are waited for, too.)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ready = dict(poller.poll(None if len(children) == options.child_num else 1000))
         conn = accept(listener) if listener.fileno() in ready else None
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)    # no child is half started
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for pid, channel in [*children.items()]:
             if channel.fileno() in ready:
                 listen_to(pid)
@@ -234,7 +243,7 @@ def main():
                 try:
                     pass_connection(conn, listener)
                 except OSError as error:
-                    say(f'cannot fork: {error}', sys.stderr)
+                    say(f'cannot start a child: {error}', sys.stderr)
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its si
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-TICK = 1                  # second between two looks at the clock
+TICK = 1                  # second; no wait is longer, so that no deadline is missed by more
 
 clients = collections.OrderedDict()  # descriptor -> Client, the one that is quiet longest first
 
@@ -181,14 +181,15 @@ def main():
     options = parse_options()
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # even if blocked
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
+    look_again = time.monotonic() + TICK
     while True:
-        ready = wait()
-        for descriptor in ready:
+        for descriptor in wait():
             if descriptor == listener.fileno():
                 accept_all(listener)
             else:
@@ -198,8 +199,9 @@ def main():
             if client.deadline > time.monotonic():
                 break  # and the others are still later
             leave(descriptor, listener)
-        if not ready:
-            modify(listener.fileno(), READ)  # somebody else may have left a descriptor
+        if time.monotonic() >= look_again:  # it may be other processes that have made room
+            modify(listener.fileno(), READ)
+            look_again = time.monotonic() + TICK
 
 
 if __name__ == '__main__':

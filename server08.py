@@ -22,6 +22,7 @@ BACKLOG = 1024            # connections; a 5, as in old books, overflows under 1
                           # each one dropped tries again only after a second
 BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
+MAX_POOL = 10_000         # children, enough to bring most machines down
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
@@ -82,9 +83,9 @@ def port_number(text):
     return int(text)
 
 
-def positive_number(text):
-    """Return *text* as a number from 1 up; argparse reports a ValueError."""
-    if int(text) < 1:
+def pool_size(text):
+    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
+    if not 1 <= int(text) <= MAX_POOL:
         raise ValueError(text)
     return int(text)
 
@@ -97,7 +98,7 @@ def parse_options():
                         help='name or address to listen on (default: %(default)s)')
     parser.add_argument('-p', '--port', type=port_number, default=2000,
                         help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=positive_number, default=10,
+    parser.add_argument('-n', '--child-num', type=pool_size, default=10,
                         help='size of the pool (default: %(default)s)')
     return parser.parse_args()
 
@@ -148,7 +149,7 @@ def main():
         signum = None
         while signum not in STOP:
             try:
-                while len(threads) < options.child_num:
+                while len(threads) < options.child_num and not signal.sigpending() & STOP:
                     start_thread(listener)
             except RuntimeError as error:
                 say(f'cannot start a thread: {error}', sys.stderr)

@@ -102,7 +102,8 @@ class Script:
 def processes():
     """Return (PID, parent's PID, session or group, state) of every process of the machine."""
     if not LINUX:
-        listing = subprocess.check_output(['ps', '-A', '-o', 'pid=,ppid=,pgid=,stat='], text=True)
+        columns = 'pid=,ppid=,pgid=,stat='
+        listing = subprocess.check_output(['ps', '-A', '-o', columns], text=True)
         rows = [line.split() for line in listing.splitlines()]
         return [(int(pid), int(parent), int(group), state[0]) for pid, parent, group, state in rows]
     found = []
@@ -257,8 +258,9 @@ def background(request):
         futures = {}
         if 'test_waits.py' in files:
             pool = stack.enter_context(ThreadPoolExecutor(len(SERVERS) + 1))
-            futures['client.py is patient'] = pool.submit(watch_silent_server)
-            futures.update((name, pool.submit(watch_silent_clients, name)) for name in SERVERS)
+            futures['silent server'] = pool.submit(watch_silent_server)
+            futures.update((f'silent clients of {name}', pool.submit(watch_silent_clients, name))
+                           for name in SERVERS)
         if 'test_readme.py' in files:
             import test_readme
             pool = stack.enter_context(ThreadPoolExecutor(3))

@@ -116,7 +116,8 @@ def test_unknown_host(host):
 
 
 @pytest.mark.parametrize('options', [
-    ('-p', '70000'), ('-p', 'x'), ('-c', '0'), ('-t', '-1'), ('-b', '0'), ('-b', '1.5')])
+    ('-p', '70000'), ('-p', 'x'), ('-c', '0'), ('-c', '99999999999999999999'),
+    ('-t', '-1'), ('-b', '0'), ('-b', '1.5')])
 def test_bad_options(options):
     result = client(2000, *options)
     assert (result.returncode, result.stdout) == (2, '')

@@ -118,7 +118,8 @@ def test_bad_options(serve, name):
     cases = [('-p', '70000'), ('-p', '-1'), ('-p', 'http'), ('-p', busy), ('-i', ''),
              ('-i', 'no.such.host.invalid'), ('-i', 'x' * 64 + '.y'), ('-i', '192.0.2.1'),
              ('--nonsense', '--nonsense')]
-    cases += [('-n', '0'), ('-n', '-5'), ('-n', 'many')] if name in POOLS else []
+    cases += [('-n', '0'), ('-n', '-5'), ('-n', 'many'),
+              ('-n', '99999999999999999999')] if name in POOLS else []
     processes = [(case, subprocess.Popen([*PYTHON, TOP / name, '-p', '0', *map(str, case)],
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                          text=True, env=ENVIRONMENT)) for case in cases]
@@ -145,7 +146,7 @@ def test_a_dead_child_is_replaced(serve, name, signum):
     server.stop()
     started = [int(pid) for pid in re.findall(r'^Child started with PID: (\d+)$', server.out, re.M)]
     assert len(set(started)) == 6
-    assert started[:3] == sorted(first)
+    assert set(started) > set(first)
     assert server.err == ''
 
 

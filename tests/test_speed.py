@@ -1,4 +1,4 @@
-"""The demonstrations of chapter 3: sendfile and TCP_CORK, with files and sizes that are awkward."""
+"""The demonstrations of chapter 3: sendfile, also with awkward files, and TCP_CORK."""
 import os
 import re
 import signal

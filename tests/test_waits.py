@@ -12,7 +12,7 @@ HOGS = 3
 @pytest.mark.parametrize('name', SERVERS)
 def test_silent_and_stuck_clients(background, name):
     """They fill the pool, and are closed after TIMEOUT; whoever waited is served then."""
-    result = background[name]()
+    result = background[f'silent clients of {name}']()
     assert result['err'] == ''
     assert 9.9 < result['silent'] < 13
     assert 9.9 < result['half a line'] < 13
@@ -22,7 +22,7 @@ def test_silent_and_stuck_clients(background, name):
 
 
 def test_client_of_a_silent_server(background):
-    status, out, err, seconds = background['client.py is patient']()
+    status, out, err, seconds = background['silent server']()
     assert (status, err) == (1, 'Child 0: timed out\n')
     assert out.startswith('0 connections, 0 bytes in ')
     assert seconds < 35
