@@ -105,7 +105,7 @@ def processes():
         columns = 'pid=,ppid=,pgid=,stat='
         listing = subprocess.check_output(['ps', '-A', '-o', columns], text=True)
         rows = [line.split() for line in listing.splitlines()]
-        return [(int(pid), int(parent), int(group), state[0]) for pid, parent, group, state in rows]
+        return [(int(pid), int(parent), int(group), stat[0]) for pid, parent, group, stat in rows]
     found = []
     for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
@@ -204,66 +204,17 @@ def ask(port, size=10):
         assert receive_end(conn) == b''
 
 
-def watch_silent_clients(name):
-    """Fill a server with clients that do not move; return what became of them (test_waits.py)."""
-    hogs = {'silent': b'', 'half a line': b'12', 'stuck': b'200000000\n'}
-    result = {}
-    with running(name, '-p', 0, *(['-n', len(hogs)] if name in POOLS else [])) as server:
-        conns = {kind: connect(server.port) for kind in hogs}
-        start = time.monotonic()
-        for kind, request in hogs.items():
-            conns[kind].sendall(request)
-        time.sleep(0.3)  # let all of them be accepted first
-
-        def newcomer():
-            ask(server.port)
-            result['newcomer'] = time.monotonic() - start
-
-        def slow_reader():
-            with connect(server.port) as conn:
-                conn.sendall(b'4000000\n')
-                result['slow'] = 0
-                while result['slow'] < 4_000_000 and (data := conn.recv(40_000)):
-                    result['slow'] += len(data)
-                    time.sleep(0.12)
-
-        others = [threading.Thread(target=newcomer), threading.Thread(target=slow_reader)]
-        for other in others:
-            other.start()
-        for kind in 'silent', 'half a line':
-            receive_end(conns[kind])
-            result[kind] = time.monotonic() - start
-        time.sleep(max(0, start + 12 - time.monotonic()))
-        result['stuck'] = len(receive_end(conns['stuck']))
-        for other in others:
-            other.join()
-        server.stop()
-        result['err'] = server.err
-    return result
-
-
-def watch_silent_server():
-    """Let client.py wait for a server that says nothing; return how it ended (test_waits.py)."""
-    with socket.create_server(('127.0.0.1', 0)) as listener:
-        start = time.monotonic()
-        result = client(listener.getsockname()[1], '-c', 1)
-    return result.returncode, result.stdout, result.stderr, time.monotonic() - start
-
-
 @pytest.fixture(scope='session', autouse=True)
 def background(request):
-    """Start what takes long when the suite starts; give {name: function that waits for it}."""
-    files = {item.path.name for item in request.session.items}
-    with contextlib.ExitStack() as stack:
-        futures = {}
-        if 'test_waits.py' in files:
-            pool = stack.enter_context(ThreadPoolExecutor(len(SERVERS) + 1))
-            futures['silent server'] = pool.submit(watch_silent_server)
-            futures.update((f'silent clients of {name}', pool.submit(watch_silent_clients, name))
-                           for name in SERVERS)
-        if 'test_readme.py' in files:
-            import test_readme
-            pool = stack.enter_context(ThreadPoolExecutor(3))
-            futures.update((title, pool.submit(function))
-                           for title, function in test_readme.replays().items())
+    """Start what takes long as soon as the suite starts: the functions in BACKGROUND of each file.
+
+    Give {name: function that waits for the result and returns it}.
+    """
+    work = {}
+    for module in dict.fromkeys(item.module for item in request.session.items):
+        work.update(getattr(module, 'BACKGROUND', {}))
+    with ThreadPoolExecutor(16) as pool:
+        futures = {name: pool.submit(function) for name, function in work.items()}
         yield {name: future.result for name, future in futures.items()}
+        for future in futures.values():
+            future.cancel()

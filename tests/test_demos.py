@@ -1,5 +1,6 @@
 """The demonstrations of chapter 2: each prints what its page says, signals and all."""
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ENVIRONMENT, PYTHON, TOP, connect, wait_until
+from conftest import ENVIRONMENT, PYTHON, TOP, connect, running, wait_until
 
 
 def finish(script, status):
@@ -32,7 +33,8 @@ def test_every_connection_is_reset(serve):
 
 
 @pytest.mark.parametrize('options, value', [
-    (('-p', 'x'), 'x'), (('-i', 'no.such.invalid'), 'no.such'), (('-i', '192.0.2.1'), '192.0.2.1')])
+    (('-p', 'x'), 'x'), (('-i', 'no.such.invalid'), 'no.such'),
+    (('-i', '192.0.2.1'), '192.0.2.1')])
 def test_rstserver_refuses(run, options, value):
     server = run('rstserver.py', '-p', 0, *options)
     finish(server, 2)
@@ -100,10 +102,9 @@ def is_blocked(pid):
         return stat.read().rpartition(')')[2].split()[0] == 'S' and 'sleep' not in wchan.read()
 
 
-@pytest.mark.parametrize('stdin', ['end of file', 'silent', 'data', 'closed'])
-def test_selsigrace(run, stdin):
-    with some_stdin(stdin) as settings:
-        script = run('selsigrace.py', '-s', 0.6, **settings)
+def race(stdin):
+    """Send selsigrace.py a signal before select, and one during it."""
+    with some_stdin(stdin) as settings, running('selsigrace.py', '-s', 0.6, **settings) as script:
         wait_until(lambda: script.out == f'PID: {script.pid}\nSleep for 0.6 secs\n')
         script.send_signal(signal.SIGUSR1)
         asleep = f'PID: {script.pid}\nSleep for 0.6 secs\nWake up and block in "select"\n'
@@ -114,11 +115,31 @@ def test_selsigrace(run, stdin):
         wait_until(lambda: is_blocked(script.pid))
         script.send_signal(signal.SIGUSR1)
         finish(script, 0)
-    assert script.out == asleep + 'Got signal\n'
-    assert script.err == ''
+        assert script.out == asleep + 'Got signal\n'
+        assert script.err == ''
 
 
-@pytest.mark.parametrize('stdin', ['end of file', 'silent', 'data', 'closed'])
+STDINS = ['end of file', 'silent', 'data', 'closed']
+BACKGROUND = {f'selsigrace, stdin: {stdin}': functools.partial(race, stdin) for stdin in STDINS}
+
+
+@pytest.mark.parametrize('stdin', STDINS)
+def test_selsigrace(background, stdin):
+    background[f'selsigrace, stdin: {stdin}']()
+
+
+def test_two_signals_in_a_row(run):
+    """The second must not kill a process that is about to end because of the first."""
+    for pause in range(5):
+        script = run('selsigrace.py', '-s', 0)
+        wait_until(lambda: 'Wake up' in script.out and is_blocked(script.pid))
+        script.send_signal(signal.SIGUSR1)
+        time.sleep(pause / 500)
+        script.send_signal(signal.SIGUSR1)
+        finish(script, 0)
+
+
+@pytest.mark.parametrize('stdin', STDINS)
 @pytest.mark.parametrize('during_sleep', [True, False])
 def test_selfpipe(run, stdin, during_sleep):
     with some_stdin(stdin) as settings:

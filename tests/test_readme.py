@@ -68,13 +68,13 @@ class Replay:
             if line == '...':
                 lines.append(r'(?:.*\n)*?')
                 continue
-            for token in re.split(r'(PID: \d+|\d+(?:\.\d+)*|#+| +)', line):
+            for token in re.split(r'(PID: \d+|\d+(?:\.\d+)*|#+|=+| +)', line):
                 if token.startswith('PID: '):
                     pids.append(token[5:])
                     lines.append(r'PID: (\d+)')
                 elif token[:1].isdigit():
                     lines.append(r'\d+(?:\.\d+)*')
-                elif token.startswith((' ', '#')):  # blanks, or a bar of the benchmark
+                elif token.startswith((' ', '#', '=')):  # blanks, bars and rules
                     lines.append(token[0] + '+')
                 else:
                     lines.append(re.escape(token))
@@ -98,7 +98,7 @@ class Replay:
             command = command.replace(' -p 2000', '')
             port = self.server.port if self.server else unused_port()
             command = re.sub(r'((?:client|sigpipe)\.py)', rf'\1 -p {port}', command)
-        command = command.replace('benchmark.py', 'benchmark.py --quick')
+        command = command.replace('benchmark.py', 'benchmark.py --quick 2>/dev/null')
         return command.replace('python3', shlex.quote(sys.executable))
 
     def step(self, command, expected):
@@ -115,7 +115,7 @@ class Replay:
             if interrupt:
                 return lambda: self.finish(script, expected, rest)
             wait_until(lambda: self.compare(expected, script.out)
-                       or script.process.poll() is not None)
+                       or not script.drains[0].is_alive())  # it has ended, with other output
             assert self.compare(expected, script.out), f'{command}\n{script.out[-3000:]}'
             return None
         result = subprocess.run(['sh', '-c', self.translate(command)], cwd=TOP, env=ENVIRONMENT,
@@ -189,6 +189,9 @@ def replays():
                  if LINUX or title not in LINUX_ONLY}
     functions[FIRST_SCREEN] = replay_first_screen
     return functions
+
+
+BACKGROUND = replays()
 
 
 def test_every_terminal_is_in_a_section():

@@ -218,7 +218,8 @@ def test_a_greedy_reader_delays_nobody(server):
 @pytest.mark.skipif(not LINUX, reason='reads /proc')
 def test_memory_does_not_grow_with_the_request(server):
     def peak():
-        texts = [pathlib.Path(f'/proc/{pid}/status').read_text() for pid in processes_of(server.pid)]
+        texts = [pathlib.Path(f'/proc/{pid}/status').read_text()
+                 for pid in processes_of(server.pid)]
         return max(int(re.search(r'VmHWM:\s+(\d+)', text)[1]) for text in texts)
     with connect(server.port) as conn:
         conn.sendall(b'%d\n' % GIBIBYTE)

@@ -83,19 +83,30 @@ def test_a_file_that_shrinks(run, tmp_path, rows):
     assert processes_of(script.pid) == []
 
 
-def test_more_than_2_gib(tmp_path):
-    """Checked in the source's own functions, for the whole demonstration would take a minute."""
-    path = tmp_path / 'large'
-    with open(path, 'wb') as file:
-        file.truncate(2 ** 31 + 5)
+def send_more_than_2_gib():
+    """Only call the source's own function, for the whole demonstration would take a minute."""
     code = f"""
-import runpy
+import runpy, tempfile
 demo = runpy.run_path({str(TOP / 'sendfile_demo.py')!r})
-with open({str(path)!r}, 'rb', buffering=0) as file:
+with tempfile.TemporaryFile(buffering=0) as file:
+    file.truncate({2 ** 31 + 5})
     print(demo['transfer']('sendfile', file, {2 ** 31 + 5})[3])
 """
-    result = subprocess.run([*PYTHON, '-c', code], capture_output=True, text=True,
-                            env=ENVIRONMENT, timeout=50)
+    return subprocess.run([*PYTHON, '-c', code], capture_output=True, text=True, env=ENVIRONMENT,
+                          timeout=55)
+
+
+def cork():
+    """Run tcpcork_demo.py to its end."""
+    return subprocess.run([*PYTHON, TOP / 'tcpcork_demo.py'], capture_output=True, text=True,
+                          env=ENVIRONMENT, timeout=55)
+
+
+BACKGROUND = {'more than 2 GiB': send_more_than_2_gib, 'cork': cork}
+
+
+def test_more_than_2_gib(background):
+    result = background['more than 2 GiB']()
     assert (result.returncode, result.stderr) == (0, '')
     assert int(result.stdout) >= 2
 
@@ -132,10 +143,9 @@ def test_an_early_end(run, tmp_path, name, signum):
 
 
 @pytest.mark.skipif(not LINUX, reason='TCP_CORK exists on Linux only')
-def test_tcp_cork():
+def test_tcp_cork(background):
     """The stall of plain must show, and that neither of the two others has it."""
-    result = subprocess.run([*PYTHON, TOP / 'tcpcork_demo.py'], capture_output=True, text=True,
-                            env=ENVIRONMENT, timeout=50)
+    result = background['cork']()
     assert (result.returncode, result.stderr) == (0, '')
     rows = table(result.stdout)
     assert list(rows) == ['plain', 'TCP_NODELAY', 'TCP_CORK', 'TCP_CORK left on']
