@@ -20,7 +20,7 @@ import sys
 import time
 
 CHUNK = 64 * 1024         # bytes, the most to take at once
-MAX_POOL = 10_000         # children, enough to bring most machines down
+MAX_POOL = 10_000         # more would bring most machines down
 TIMEOUT = 30              # seconds to wait for a byte; a pool full of idlers clears in 10
 STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGCHLD}
@@ -105,7 +105,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: a handler of SIGCHLD may change it
+    for pid in list(children):  # a copy: reap(), as a handler, may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -6,7 +6,7 @@ the kernel move the file to the socket by itself: no byte enters this process.
 Either way a forked child receives, over a TCP connection.
 
 Try:       python3 sendfile_demo.py
-           python3 sendfile_demo.py -f README.rst
+           python3 sendfile_demo.py -m 1000
 Notice:    sendfile takes next to no system calls and no user CPU. It beats the
            loop of small blocks. A loop of large ones may beat *it* here, where
            both ends are one machine; the table says which it is on yours.

@@ -20,7 +20,7 @@ import time
 
 BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
                           # each one dropped tries again only after a second
-BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its size
+BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
@@ -142,7 +142,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: a handler of SIGCHLD may change it
+    for pid in list(children):  # a copy: reap(), as a handler, may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -21,9 +21,9 @@ import time
 
 BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
                           # each one dropped tries again only after a second
-BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its size
+BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
-MAX_POOL = 10_000         # children, enough to bring most machines down
+MAX_POOL = 10_000         # more would bring most machines down
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
@@ -160,7 +160,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: a handler of SIGCHLD may change it
+    for pid in list(children):  # a copy: reap(), as a handler, may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -26,7 +26,7 @@ if not hasattr(select, 'epoll'):
 
 BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
                           # each one dropped tries again only after a second
-BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its size
+BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading

@@ -7,7 +7,7 @@ connection to one of them. The main thread only waits for the end.
 
 Try:       python3 server08.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
-Notice:    one process, many threads: ps -L -p PID lists them.
+Notice:    one process, many threads: ps -L -p $(pgrep -f server08.py).
 See also:  server03.py (a pool of processes), server05.py (a thread per client).
 """
 import argparse
@@ -20,9 +20,9 @@ import time
 
 BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
                           # each one dropped tries again only after a second
-BLOCK = bytes(64 * 1024)  # every reply is sent out of this one, whatever its size
+BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
-MAX_POOL = 10_000         # children, enough to bring most machines down
+MAX_POOL = 10_000         # more would bring most machines down
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error

@@ -12,7 +12,9 @@ import time
 
 import pytest
 from conftest import (
+    ENVIRONMENT,
     LINUX,
+    PYTHON,
     SERVERS,
     ask,
     client,
