@@ -158,6 +158,31 @@ def test_a_dead_child_is_replaced(serve, name, signum):
 
 
 @pytest.mark.parametrize('name', PREFORKED)
+def test_a_child_ends_alone(serve, name):
+    """The youngest child knows the others' PIDs; it must not take them along."""
+    server = serve(name, '-n', 3)
+    wait_until(lambda: server.out.count('Child started') == 3)
+    *others, youngest = sorted(children_of(server.pid))
+    os.kill(youngest, signal.SIGTERM)
+    wait_until(lambda: server.out.count('Child started') == 4)
+    assert set(others) < set(children_of(server.pid))
+    time.sleep(0.1)
+    assert server.out.count('Child started') == 4
+
+
+def test_a_child_of_server01_ends_alone(serve):
+    server = serve('server01.py')
+    with connect(server.port) as first, connect(server.port) as second:
+        for conn in first, second:
+            conn.sendall(b'3\n')
+            assert len(receive(conn, 3)) == 3
+        os.kill(max(children_of(server.pid)), signal.SIGTERM)
+        assert receive_end(second) == b''
+        first.sendall(b'3\n')
+        assert len(receive(first, 3)) == 3
+
+
+@pytest.mark.parametrize('name', PREFORKED)
 def test_children_are_killed_under_load(serve, name):
     """No connection is hurt but that of the killed child."""
     server = serve(name, '-n', 4)
