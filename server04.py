@@ -27,6 +27,7 @@ MAX_POOL = 10_000         # more would bring most machines down
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
+TICK = 0.5                # seconds; no wait is longer, so that no signal is missed by more
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 children = {}             # process ID -> channel: our end of the socket pair that we share
@@ -232,7 +233,7 @@ def main():
         # Signals are let in only while we wait, and so never between a fork and its bookkeeping.
         # (sigwait, as in server03.py, would not do: connections and children are waited for, too.)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        ready = dict(poller.poll(None if len(children) == options.child_num else 1000))
+        ready = dict(poller.poll(TICK * 1000))  # milliseconds
         conn = accept(listener) if listener.fileno() in ready else None
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for pid, channel in [*children.items()]:

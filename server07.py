@@ -30,7 +30,7 @@ BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its si
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-TICK = 1                  # second; no wait is longer, so that no deadline is missed by more
+TICK = 0.5                # seconds; no wait is longer, so that nothing is missed by more
 
 clients = collections.OrderedDict()  # descriptor -> Client, the one that is quiet longest first
 
