@@ -42,6 +42,7 @@ LOADERS = 15              # children of client.py
 SIZE = 4096               # bytes for each connection
 SMALL_SIZE = 100          # bytes for each request amid a crowd: the waiting counts
 CROWDS = 0, 250, 900, 2500, 10000  # idle connections
+QUICK_CROWDS = 0, 250, 900, 1200, 2500
 BATCH = 500               # connections to open before the server must catch up: within BACKLOG
 SPARE = 50                # descriptors needed beside those of a crowd
 FD_SETSIZE = 1024         # what select can watch: descriptors below this
@@ -370,7 +371,7 @@ def idle(options):
     """
     most, processors = raise_limit(), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(processors)})  # the servers inherit it
-    crowds = [size for size in CROWDS if size < max(1, most - SPARE)]
+    crowds = [size for size in options.crowds if size < max(1, most - SPARE)]
     cells = {(name, size): [] for size in crowds for name in IDLE
              if name != 'server02' or size < FD_SETSIZE - SPARE}
     for number, (name, size) in interleaved([*cells], options.rounds):
@@ -391,9 +392,9 @@ def idle(options):
         'CPU in us per request',
         ['server', 'design', 'idle', 'req./s', 'min-max', 'CPU us', 'min-max', 'CPU'], *rows)
     print(f'\nselect cannot watch a descriptor of {FD_SETSIZE} or more.')
-    if len(crowds) < len(CROWDS):
+    if len(crowds) < len(options.crowds):
         print(f'Left out, for only {most} descriptors can be had (ulimit -Hn): crowds of '
-              f'{", ".join(map(str, CROWDS[len(crowds):]))}.')
+              f'{", ".join(map(str, options.crowds[len(crowds):]))}.')
 
 
 def status_of(pid):
@@ -464,7 +465,8 @@ def parse_options():
     parser.add_argument('--only', choices=TABLES, help='make one table alone')
     parser.add_argument('--rounds', type=positive_number,
                         help='how often to measure everything (default: 5, or 1 with --quick)')
-    parser.add_argument('--quick', action='store_true', help='about 20 seconds, rough figures')
+    parser.add_argument('--quick', action='store_true',
+                        help='about 10 seconds, smaller crowds, rough figures')
     parser.add_argument('--yardstick', choices=[name for name in DESIGNS if name[:6] != 'server'],
                         help=argparse.SUPPRESS)  # be this server, not a benchmark
     parser.add_argument('-p', '--port', type=int, default=0, help=argparse.SUPPRESS)
@@ -472,6 +474,7 @@ def parse_options():
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.connections = 20 if options.quick else 400  # for each child of client.py
     options.seconds = 0.1 if options.quick else 0.3     # amid each crowd
+    options.crowds = QUICK_CROWDS if options.quick else CROWDS
     return options
 
 

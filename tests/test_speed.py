@@ -85,10 +85,11 @@ def test_a_file_that_shrinks(run, tmp_path, rows):
 
 def send_more_than_2_gib():
     """Only call the source's own function, for the whole demonstration would take a minute."""
+    folder = '/dev/shm' if os.path.isdir('/dev/shm') else None  # what is a hole takes no memory
     code = f"""
 import runpy, tempfile
 demo = runpy.run_path({str(TOP / 'sendfile_demo.py')!r})
-with tempfile.TemporaryFile(buffering=0) as file:
+with tempfile.TemporaryFile(buffering=0, dir={folder!r}) as file:
     file.truncate({2 ** 31 + 5})
     print(demo['transfer']('sendfile', file, {2 ** 31 + 5})[3])
 """
