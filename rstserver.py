@@ -84,9 +84,9 @@ def main():
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGALRM, tick)
-    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # even if blocked
     listener = listen(options.host, options.port)
+    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     while True:
         try:
             conn, (host, port, *_) = listener.accept()

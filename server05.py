@@ -24,6 +24,7 @@ BACKLOG = 1024            # connections; a 5, as in old books, overflows under 1
 BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
 MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
+RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
 TICK = 0.5                # seconds; no wait is longer, so that no signal is missed by more
@@ -49,7 +50,7 @@ def parse_request(line):
     """Return the number of bytes that *line* asks for; raise ValueError if it is no request."""
     digits = line.removesuffix(b'\r')
     if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
-        raise ValueError(f'bad request {line!r}')
+        raise ValueError(f'bad request {line[:MAX_LINE]!r}')
     return int(digits)
 
 
@@ -61,7 +62,7 @@ def handle(conn):
         received = b''
         while True:
             while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
-                data = conn.recv(MAX_LINE)
+                data = conn.recv(RECV_SIZE)
                 if not data:  # end of file: it ends a last line, too
                     break
                 received += data
@@ -149,10 +150,10 @@ def main():
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGALRM, tick)
-    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # even if blocked
     threading.stack_size(STACK)
     listener = listen(options.host, options.port)
+    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     while True:
         slots.acquire()
         conn = accept(listener)

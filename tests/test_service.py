@@ -149,6 +149,16 @@ def test_bad_lines(server):
     ask(server.port)
 
 
+def test_a_browser_is_not_reset(server):
+    """What came with the bad line has been read, so close sends FIN: end of file, no error."""
+    with connect(server.port) as conn:
+        conn.sendall(b'GET / HTTP/1.1\r\nHost: localhost:2000\r\nUser-Agent: ' + b'M' * 500
+                     + b'\r\n\r\n')
+        assert conn.recv(1) == b''
+    error, = take_errors(server, 1)
+    assert error.endswith(r": bad request b'GET / HTTP/1.1\r'")
+
+
 def test_the_replies_before_a_bad_line_arrive(server):
     with connect(server.port) as conn:
         conn.sendall(b'200000\nbad\n')
