@@ -21,6 +21,7 @@ def table(server):
 @pytest.mark.parametrize('pool, clients, connections', [(10, 15, 100), (2, 8, 500), (1, 2, 50)])
 def test_counts_add_up(serve, options, pool, clients, connections):
     server = serve('server03a.py', '-n', pool, *options)
+    wait_until(lambda: server.out.count('Child started') == pool)
     result = client(server.port, '-c', clients, '-t', connections, '-b', 64)
     assert result.returncode == 0, result.stderr
     server.stop()
