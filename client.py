@@ -35,7 +35,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -105,7 +105,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: reap(), as a handler, may change it
+    for pid in list(children):  # a copy: in server01.py a handler may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -151,7 +151,7 @@ def parse_options():
 
 def main():
     options = parse_options()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # each waits for sigwait: nothing can race
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until sigwait takes them: no race
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     served = memoryview(mmap.mmap(-1, 8 * options.child_num)).cast('Q')  # each child has its own

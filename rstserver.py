@@ -20,9 +20,8 @@ import time
 BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
                           # each one dropped tries again only after a second
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is missed by more
+TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
 RESET = struct.pack('ii', 1, 0)  # struct linger: on, for 0 seconds
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
 
 
 def say(line, stream=sys.stdout):
@@ -32,7 +31,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -57,6 +56,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
     try:
+        # The least is IPv4, if the name has both.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
@@ -65,13 +65,6 @@ def listen(host, port):
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
     say(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
-
-
-def tick(signum, frame):
-    """Do nothing but interrupt accept, so that a signal that came just before it is heard now.
-
-    (Python runs handlers between its own steps; this is the race of selsigrace.py, cut short.)
-    """
 
 
 def stop(signum, frame):
@@ -83,13 +76,14 @@ def main():
     options = parse_options()
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGALRM, tick)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # even if blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # even if blocked
     listener = listen(options.host, options.port)
-    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+    listener.settimeout(TICK)
     while True:
         try:
             conn, (host, port, *_) = listener.accept()
+        except socket.timeout:  # time to hear a signal that came just before the wait
+            continue
         except OSError:  # out of descriptors: leave it in the kernel's queue a while
             time.sleep(RETRY)
             continue

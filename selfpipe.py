@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
 """The self-pipe trick: a signal that select cannot miss.
 
-The handler turns the signal into a byte in a pipe, and the pipe is one of the
-descriptors that select watches. The byte stays there until somebody reads it,
-so it does not matter whether the signal comes before select or during it.
+The signal becomes a byte in a pipe, and the pipe is one of the descriptors
+that select watches. The byte stays there until somebody reads it, so it does
+not matter whether the signal comes before select or during it.
 
 Try:       python3 selfpipe.py -s 10
            kill -USR1 PID    while it sleeps
 Notice:    the signal that selsigrace.py misses is there when select begins.
-See also:  selsigrace.py (the race). signal.set_wakeup_fd is this trick, built in.
+See also:  selsigrace.py (the race), server03.py (sigwait, for signals alone).
 """
 import argparse
 import os
 import select
 import signal
 import time
+
+
+def handler(signum, frame):
+    """Do nothing, but be there: without a handler, the signal would kill us."""
 
 
 def seconds(text):
@@ -46,15 +50,10 @@ def main():
     # 2. Have select watch the read end, among the others.
     watched = [quiet, read_end]
 
-    # 3. Install a handler that writes a byte to the pipe.
-    def handler(signum, frame):
-        try:
-            os.write(write_end, b'!')
-        except BlockingIOError:  # the pipe is full: one more byte would tell nothing new
-            pass
-        except RecursionError:  # in a flood, handler interrupts handler interrupts handler ...
-            pass
-
+    # 3. Install a handler that writes a byte to the pipe. That must be Python's own, in C; it has
+    #    ours called between two steps of the program, which may be too late for select. When the
+    #    pipe is full, one more byte would tell nothing new.
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     signal.signal(signal.SIGUSR1, handler)
     print(f'PID: {os.getpid()}', flush=True)

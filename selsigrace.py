@@ -23,8 +23,7 @@ def handler(signum, frame):
     """Note the signal, and end select if it is waiting.
 
     Since Python 3.5 select goes on waiting after a signal unless the handler raises (PEP 475);
-    before, the kernel's EINTR ended it. That does not cure the race: here as there, a signal
-    before select finds no select to end.
+    before, the kernel's EINTR ended it. Either way, a signal before select has no select to end.
     """
     global got_signal, in_select
     got_signal = True
@@ -66,9 +65,10 @@ def main():
         in_select = True
         select.select([quiet], [], [])
     except InterruptedError:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # one at exit would kill us
-        if got_signal:
-            print('Got signal')
+        pass
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # one at exit would kill us
+    if got_signal:
+        print('Got signal')
 
 
 if __name__ == '__main__':

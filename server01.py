@@ -26,8 +26,8 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is missed by more
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM}
+TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 children = set()          # process IDs
 
@@ -39,7 +39,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -97,6 +97,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
     try:
+        # The least is IPv4, if the name has both.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
@@ -112,6 +113,8 @@ def accept(listener):
     while True:
         try:
             return listener.accept()[0]
+        except socket.timeout:  # time to hear a signal that came just before the wait
+            pass
         except OSError:
             time.sleep(RETRY)
 
@@ -144,17 +147,10 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: reap(), as a handler, may change it
+    for pid in list(children):  # a copy: in server01.py a handler may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-
-
-def tick(signum, frame):
-    """Do nothing but interrupt accept, so that a signal that came just before it is heard now.
-
-    (Python runs handlers between its own steps; this is the race of selsigrace.py, cut short.)
-    """
 
 
 def stop(signum, frame):
@@ -169,9 +165,8 @@ def main():
     signal.signal(signal.SIGCHLD, reap)
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGALRM, tick)
     listener = listen(options.host, options.port)
-    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+    listener.settimeout(TICK)
     while True:
         # Signals are let in only while we wait, and so never between a fork and its bookkeeping.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -28,10 +28,10 @@ MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-TICK = 0.5                # seconds; no wait is longer, so that nothing is missed by more
+TICK = 0.5                # seconds; no wait is longer, so that nothing is noticed later
 FD_SETSIZE = 1024         # what select can watch: descriptors below this
 
-clients = collections.OrderedDict()  # descriptor -> Client, the one that is quiet longest first
+clients = collections.OrderedDict()  # descriptor -> Client, the one quiet longest first
 
 
 def say(line, stream=sys.stdout):
@@ -41,7 +41,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -105,6 +105,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
     try:
+        # The least is IPv4, if the name has both.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this

@@ -41,7 +41,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -108,6 +108,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
     try:
+        # The least is IPv4, if the name has both.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
@@ -161,7 +162,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: reap(), as a handler, may change it
+    for pid in list(children):  # a copy: in server01.py a handler may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -169,7 +170,7 @@ def stop_children():
 
 def main():
     options = parse_options()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # each waits for sigwait: nothing can race
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until sigwait takes them: no race
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)  # SIGINT is ignored in a background job of sh
     with listen(options.host, options.port) as listener:

@@ -32,6 +32,7 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
+TICK = 0.5                # seconds; no select is longer, so that the meter is not far behind
 STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGCHLD, signal.SIGALRM}
 
@@ -45,7 +46,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -114,6 +115,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
     try:
+        # The least is IPv4, if the name has both.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
@@ -145,8 +147,12 @@ def select_and_accept(listener, woken, number):
     """
     while True:
         before = sleeps()
-        select.select([listener], [], [])
-        woken[number] += max(1, sleeps() - before)  # 0 sleeps: there was a connection already
+        readable, _, _ = select.select([listener], [], [], TICK)
+        slept = sleeps() - before
+        if not readable:
+            woken[number] += max(0, slept - 1)  # the last time, the clock woke us
+            continue
+        woken[number] += max(1, slept)  # 0: there was a connection already
         try:
             return listener.accept()[0]
         except BlockingIOError:  # another child was quicker
@@ -194,7 +200,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: reap(), as a handler, may change it
+    for pid in list(children):  # a copy: in server01.py a handler may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -217,7 +223,7 @@ def print_table(accepted, woken):
 
 def main():
     options = parse_options()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # each waits for sigwait: nothing can race
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until sigwait takes them: no race
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)  # SIGINT is ignored in a background job of sh
     accepted = shared_counters(options.child_num)

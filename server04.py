@@ -28,7 +28,7 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is missed by more
+TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 children = {}             # process ID -> channel: our end of the socket pair that we share
@@ -43,7 +43,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -110,6 +110,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
     try:
+        # The least is IPv4, if the name has both.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
@@ -143,7 +144,7 @@ def serve(channel):
 
 def start_child(listener):
     """Fork a child that serves until it is killed; raise OSError if there can be none."""
-    with listener.dup():  # leave a descriptor free for the next connection
+    with listener.dup():  # fail rather than take the last descriptor: a connection needs it
         ours, theirs = socket.socketpair()
     with theirs:  # closed in the parent, so that end of file in ours means: this child is dead
         try:
@@ -192,10 +193,12 @@ def pass_connection(conn, listener):
     while True:
         if not idle:  # those that were have just died
             start_child(listener)
-        pid = idle.pop(0)
-        with contextlib.suppress(ConnectionError):  # it has just died: the next one, then
-            socket.send_fds(children[pid], [b'.'], [conn.fileno()])
+        with contextlib.suppress(ConnectionError):
+            # No descriptor travels alone: at least one byte goes with it, see unix(7).
+            socket.send_fds(children[idle[0]], [b'.'], [conn.fileno()])
+            idle.pop(0)
             return
+        idle.pop(0)  # it has just died: the next one, then
 
 
 def stop_children():
@@ -203,7 +206,7 @@ def stop_children():
 
     They have nothing to save, and only SIGKILL ends one that somebody has stopped.
     """
-    for pid in list(children):  # a copy: reap(), as a handler, may change it
+    for pid in list(children):  # a copy: in server01.py a handler may change it
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -245,7 +248,7 @@ def main():
                 try:
                     pass_connection(conn, listener)
                 except OSError as error:
-                    say(f'cannot start a child: {error}', sys.stderr)
+                    say(f'cannot pass a connection on: {error}', sys.stderr)
 
 
 if __name__ == '__main__':

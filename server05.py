@@ -27,10 +27,9 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is missed by more
+TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
 MAX_THREADS = 1000        # the clients beyond wait in the kernel's queue
 STACK = 256 * 1024        # bytes for each thread: plenty here, and the default is 8 MiB
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
 
 slots = threading.Semaphore(MAX_THREADS)
 
@@ -42,7 +41,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode())
-    except (AttributeError, OSError):  # closed, or its reader has left: serve on in silence
+    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
 
@@ -100,6 +99,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
     try:
+        # The least is IPv4, if the name has both.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
@@ -115,6 +115,8 @@ def accept(listener):
     while True:
         try:
             return listener.accept()[0]
+        except socket.timeout:  # time to hear a signal that came just before the wait
+            pass
         except OSError:
             time.sleep(RETRY)
 
@@ -133,13 +135,6 @@ def start_thread(conn):
     threading.Thread(target=serve, args=(conn,), daemon=True).start()
 
 
-def tick(signum, frame):
-    """Do nothing but interrupt accept, so that a signal that came just before it is heard now.
-
-    (Python runs handlers between its own steps; this is the race of selsigrace.py, cut short.)
-    """
-
-
 def stop(signum, frame):
     """Exit at once; the kernel closes every connection."""
     os._exit(0)
@@ -149,13 +144,13 @@ def main():
     options = parse_options()
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGALRM, tick)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # even if blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # even if blocked
     threading.stack_size(STACK)
     listener = listen(options.host, options.port)
-    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+    listener.settimeout(TICK)
     while True:
-        slots.acquire()
+        while not slots.acquire(timeout=TICK):
+            pass
         conn = accept(listener)
         try:
             start_thread(conn)

@@ -15,6 +15,9 @@ BLOCKING = [name for name in SERVERS if name not in EVENT_DRIVEN]
 # Which scripts share one version of a name that has several; every other name has one alone.
 VERSIONS = {
     'handle': [BLOCKING, EVENT_DRIVEN],
+    'accept': [['server01.py', 'server05.py'],
+               ['server03.py', 'server03a.py', 'server04.py', 'server08.py']],
+    'handler': [['selsigrace.py'], ['selfpipe.py']],
     'wait': [['server02.py'], ['server06.py'], ['server07.py']],
     'serve': [['server03.py', 'server08.py'], ['server03a.py'], ['server04.py'], ['server05.py']],
     'start_child': [['server01.py'], ['server03.py'], ['server03a.py'], ['server04.py'],

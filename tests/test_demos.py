@@ -154,6 +154,24 @@ def test_selfpipe(run, stdin, during_sleep):
     assert script.err == ''
 
 
+def test_a_signal_just_before_select():
+    """It comes when Python has looked for signals for the last time, and select has not begun."""
+    code = f"""
+import ctypes, functools, operator, runpy, select, signal, sys
+real, call = select.select, operator.methodcaller('__call__')
+def select_too_late(*watched):  # map has no steps of Python between its two calls in C
+    come = functools.partial(getattr(ctypes.CDLL(None), 'raise'), signal.SIGUSR1)
+    return list(map(call, [come, functools.partial(real, *watched)]))[1]
+select.select = select_too_late
+sys.argv = ['selfpipe.py']
+runpy.run_path({str(TOP / 'selfpipe.py')!r}, run_name='__main__')
+"""
+    result = subprocess.run([*PYTHON, '-c', code], capture_output=True, text=True,
+                            env=ENVIRONMENT, timeout=20)
+    assert re.fullmatch(r'PID: \d+\nGot signal\n', result.stdout)
+    assert (result.returncode, result.stderr) == (0, '')
+
+
 @pytest.mark.parametrize('secs', [0, 2])
 def test_a_flood_of_signals(run, secs):
     """With 2 seconds of sleep, 100,000 signals more than fill the pipe of 65,536 bytes."""
