@@ -42,7 +42,7 @@ def say(line, stream=sys.stdout):
     A buffer would be copied by fork and dropped by os._exit.
     """
     try:
-        os.write(stream.fileno(), f'{line}\n'.encode())
+        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
     except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
@@ -137,8 +137,9 @@ def serve(channel):
             message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
             if not message:
                 return
-            with socket.socket(fileno=descriptors[0]) as conn:
-                handle(conn)
+            for descriptor in descriptors:  # there is none if we had no room for it
+                with socket.socket(fileno=descriptor) as conn:
+                    handle(conn)
             channel.send(b'.')  # idle again
 
 

@@ -40,7 +40,7 @@ def say(line, stream=sys.stdout):
     A buffer would be copied by fork and dropped by os._exit.
     """
     try:
-        os.write(stream.fileno(), f'{line}\n'.encode())
+        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
     except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
@@ -131,7 +131,7 @@ def serve(conn):
 
 
 def start_thread(conn):
-    """Start a thread that serves *conn* and ends; raise RuntimeError if there can be none."""
+    """Start a thread that serves *conn* and ends; raise an error if there can be none."""
     threading.Thread(target=serve, args=(conn,), daemon=True).start()
 
 
@@ -154,8 +154,8 @@ def main():
         conn = accept(listener)
         try:
             start_thread(conn)
-        except RuntimeError as error:
-            say(f'cannot start a thread: {error}', sys.stderr)
+        except (RuntimeError, MemoryError) as error:
+            say(f'cannot start a thread: {error!r}', sys.stderr)
             conn.close()
             slots.release()
 

@@ -42,7 +42,7 @@ def say(line, stream=sys.stdout):
     A buffer would be copied by fork and dropped by os._exit.
     """
     try:
-        os.write(stream.fileno(), f'{line}\n'.encode())
+        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
     except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 

@@ -39,7 +39,7 @@ def say(line, stream=sys.stdout):
     A buffer would be copied by fork and dropped by os._exit.
     """
     try:
-        os.write(stream.fileno(), f'{line}\n'.encode())
+        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
     except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
         pass
 
@@ -135,7 +135,7 @@ def serve(listener):
 
 
 def start_thread(listener):
-    """Start a thread that serves for ever; raise RuntimeError if there can be none."""
+    """Start a thread that serves for ever; raise an error if there can be none."""
     thread = threading.Thread(target=serve, args=(listener,), daemon=True)
     thread.start()
     threads.append(thread)
@@ -153,8 +153,8 @@ def main():
             try:
                 while len(threads) < options.child_num and not signal.sigpending() & STOP:
                     start_thread(listener)
-            except RuntimeError as error:
-                say(f'cannot start a thread: {error}', sys.stderr)
+            except (RuntimeError, MemoryError) as error:
+                say(f'cannot start a thread: {error!r}', sys.stderr)
                 signal.alarm(1)  # second; then SIGALRM has us try again
             signum = signal.sigwait(SIGNALS)
         os._exit(0)  # and with the process all its threads, whatever they are doing

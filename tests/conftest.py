@@ -1,5 +1,6 @@
 """What the tests share: starting a script as a user would, rude clients, and a look at /proc."""
 import contextlib
+import inspect
 import os
 import pathlib
 import re
@@ -204,6 +205,11 @@ def ask(port, size=10):
         assert receive_end(conn) == b''
 
 
+def pytest_collection_modifyitems(items):
+    """Put those tests last that look at what has been done in the background."""
+    items.sort(key=lambda item: 'background' in inspect.signature(item.function).parameters)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def background(request):
     """Start what takes long as soon as the suite starts: the functions in BACKGROUND of each file.
@@ -211,9 +217,9 @@ def background(request):
     Give {name: function that waits for the result and returns it}.
     """
     work = {}
-    for module in dict.fromkeys(item.module for item in request.session.items):
+    for module in reversed(dict.fromkeys(item.module for item in request.session.items)):
         work.update(getattr(module, 'BACKGROUND', {}))
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(11) as pool:  # ten only wait, see test_waits.py
         futures = {name: pool.submit(function) for name, function in work.items()}
         yield {name: future.result for name, future in futures.items()}
         for future in futures.values():

@@ -155,6 +155,17 @@ def test_bad_options(serve, name):
         assert name in err
 
 
+@pytest.mark.skipif(not LINUX, reason='other systems may refuse the name')
+def test_a_name_that_is_not_utf_8(tmp_path):
+    path = os.fsencode(tmp_path) + b'/caf\xe9.py'
+    os.symlink(os.fsencode(TOP / 'server01.py'), path)
+    result = subprocess.run([*PYTHON, path, '-i', '192.0.2.1'], capture_output=True,
+                            env=ENVIRONMENT, timeout=20)
+    assert (result.returncode, result.stdout) == (2, b'')
+    assert result.stderr.startswith(path + b': error: cannot listen on ')
+    assert result.stderr.count(b'\n') == 1
+
+
 # Children that die, processes and threads that cannot be had.
 
 @pytest.mark.parametrize('name', PREFORKED)
@@ -261,10 +272,15 @@ START = SHORTAGE.format(module='threading', function='threading.Thread.start',
                         calls='{calls}', error="RuntimeError('scarce')")
 
 
-@pytest.mark.parametrize('name', ['server01.py', 'server05.py'])
-def test_no_process_or_thread_for_a_client(run, name):
-    shim = (START if name == 'server05.py' else FORK).format(calls=(2, 3))
-    server = run(name, command=[*PYTHON, '-c', shim, TOP / name, '-p', '0'])
+@pytest.mark.parametrize('name, shim', [
+    ('server01.py', FORK), ('server05.py', START),
+    ('server05.py', START.replace("RuntimeError('scarce')", "MemoryError('scarce')")),
+    ('server04.py', SHORTAGE.format(module='socket', function='socket.send_fds', calls='{calls}',
+                                    error="OSError(109, 'scarce')"))])
+def test_no_process_or_thread_for_a_client(run, name, shim):
+    """Two clients in a row are turned away; then all is as it was."""
+    server = run(name, command=[*PYTHON, '-c', shim.format(calls=(2, 3)), TOP / name, '-p', '0',
+                                *(['-n', '1'] if name in POOLS else [])])
     ask(server.port)
     for _ in range(2):
         with connect(server.port) as conn:
@@ -274,6 +290,22 @@ def test_no_process_or_thread_for_a_client(run, name):
     server.stop()
     assert len(server.err.splitlines()) == 2
     assert server.err.count('scarce') == 2
+
+
+@pytest.mark.skipif(not LINUX, reason='needs prlimit')
+def test_no_room_for_the_passed_descriptor(serve):
+    """The message arrives without its descriptor; that connection alone is lost."""
+    server = serve('server04.py', '-n', 1)
+    wait_until(lambda: server.out.count('Child started') == 1)
+    child, = children_of(server.pid)
+    resource.prlimit(child, resource.RLIMIT_NOFILE, (3, 1000))
+    with connect(server.port) as conn:
+        assert receive_end(conn) == b''
+    resource.prlimit(child, resource.RLIMIT_NOFILE, (1000, 1000))
+    ask(server.port)
+    assert set(children_of(server.pid)) == {child}
+    server.stop()
+    assert server.err == ''
 
 
 def start_pool_in_scarcity(name):
@@ -314,26 +346,29 @@ def crowd(server, count):
     ask(server.port)
 
 
+def serve_crowd(name, count, **popen):
+    """Let a server have a crowd of clients."""
+    with running(name, '-p', 0, **popen) as server:
+        crowd(server, count)
+        server.stop()
+        assert server.err == ''
+
+
+BACKGROUND.update({f'200 clients of {name}': functools.partial(
+    serve_crowd, name, 200, preexec_fn=limit_descriptors(64)) for name in SERVERS})
+BACKGROUND.update({f'1300 clients of {name}': functools.partial(serve_crowd, name, 1300)
+                   for name in ('server02.py', 'server05.py')})
+
+
 @every_server
-def test_64_descriptors_for_200_clients(serve, name):
-    server = serve(name, preexec_fn=limit_descriptors(64))
-    crowd(server, 200)
-    server.stop()
-    assert server.err == ''
+def test_64_descriptors_for_200_clients(background, name):
+    background[f'200 clients of {name}']()
 
 
-def test_1300_clients_on_select(serve):
-    server = serve('server02.py')
-    crowd(server, 1300)
-    server.stop()
-    assert server.err == ''
-
-
-def test_1300_clients_on_threads(serve):
-    server = serve('server05.py')
-    crowd(server, 1300)
-    server.stop()
-    assert server.err == ''
+@pytest.mark.parametrize('name', ['server02.py', 'server05.py'])
+def test_1300_clients_on_select_and_on_threads(background, name):
+    """More than 1024 descriptors, and more than MAX_THREADS."""
+    background[f'1300 clients of {name}']()
 
 
 def test_a_pool_larger_than_the_descriptors(serve):
