@@ -45,8 +45,9 @@ def fetch(address, size):
     Raise EOFError if the server ends the reply early, OSError if the network fails.
     """
     with socket.create_connection(address, TIMEOUT) as conn:
-        address = socket.getnameinfo(conn.getpeername(),
-                                     socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+        with contextlib.suppress(OSError):  # it has been reset already: the next call tells
+            address = socket.getnameinfo(conn.getpeername(),
+                                         socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         conn.sendall(b'%d\n' % size)
         remaining = size
         while remaining:  # one recv is not one reply

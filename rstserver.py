@@ -2,7 +2,8 @@
 """TCP iterative server that answers every connection with an RST.
 
 With SO_LINGER on and a time of 0 seconds, close does not say goodbye (FIN): it
-throws away what is unsent and resets the connection (RST), see socket(7).
+throws away what is unsent and resets the connection (RST); see "Unix Network
+Programming", section 7.5.
 
 Try:       python3 rstserver.py
            python3 sigpipe.py
@@ -20,7 +21,7 @@ import time
 BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
                           # each one dropped tries again only after a second
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
+TICK = 0.5                # seconds; no wait is longer: signals are heard by then
 RESET = struct.pack('ii', 1, 0)  # struct linger: on, for 0 seconds
 
 

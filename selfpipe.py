@@ -42,7 +42,7 @@ def main():
     quiet, _ = os.pipe()  # stands for a client that says nothing
 
     # 1. Create a pipe and make both of its ends nonblocking. It comes before the handler, which
-    #    needs it.
+    #    writes to it.
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     os.set_blocking(write_end, False)
@@ -50,9 +50,9 @@ def main():
     # 2. Have select watch the read end, among the others.
     watched = [quiet, read_end]
 
-    # 3. Install a handler that writes a byte to the pipe. That must be Python's own, in C; it has
-    #    ours called between two steps of the program, which may be too late for select. When the
-    #    pipe is full, one more byte would tell nothing new.
+    # 3. Install a handler that writes a byte to the pipe. It must be the one in C that Python
+    #    installs: it runs at once. Ours runs only later, between two steps of the program, and
+    #    select may have blocked by then. When the pipe is full, one more byte tells nothing new.
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     signal.signal(signal.SIGUSR1, handler)

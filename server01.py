@@ -26,7 +26,7 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
+TICK = 0.5                # seconds; no wait of the parent is longer: it hears signals by then
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 children = set()          # process IDs
@@ -172,7 +172,7 @@ def main():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         conn = accept(listener)
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        with conn:  # the child has its own copy; with two, the client would see no end
+        with conn:  # the child has its own copy; with two, the client would not see the end
             try:
                 start_child(listener, conn)
             except OSError as error:

@@ -32,7 +32,7 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no select is longer, so that the meter is not far behind
+COUNT_EVERY = 0.2         # seconds; no select is longer, so wake-ups in vain are counted by then
 STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGCHLD, signal.SIGALRM}
 
@@ -147,12 +147,12 @@ def select_and_accept(listener, woken, number):
     """
     while True:
         before = sleeps()
-        readable, _, _ = select.select([listener], [], [], TICK)
+        readable, _, _ = select.select([listener], [], [], COUNT_EVERY)
         slept = sleeps() - before
         if not readable:
             woken[number] += max(0, slept - 1)  # the last time, the clock woke us
             continue
-        woken[number] += max(1, slept)  # 0: there was a connection already
+        woken[number] += max(1, slept)  # 0 if there was one already: that counts as one
         try:
             return listener.accept()[0]
         except BlockingIOError:  # another child was quicker
@@ -241,6 +241,8 @@ def main():
                 say(f'cannot start a child: {error}', sys.stderr)
                 signal.alarm(1)  # second; then SIGALRM has us try again
             signum = signal.sigwait(SIGNALS)
+    if woken:
+        time.sleep(2 * COUNT_EVERY)  # until every child has counted
     stop_children()
     print_table(accepted, woken)
 

@@ -28,7 +28,7 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
+TICK = 0.5                # seconds; no wait of the parent is longer: it hears signals by then
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 children = {}             # process ID -> channel: our end of the socket pair that we share
@@ -143,9 +143,12 @@ def serve(channel):
             channel.send(b'.')  # idle again
 
 
-def start_child(listener):
-    """Fork a child that serves until it is killed; raise OSError if there can be none."""
-    with listener.dup():  # fail rather than take the last descriptor: a connection needs it
+def start_child(*unneeded):
+    """Fork a child that serves until it is killed; raise OSError if there can be none.
+
+    It closes the *unneeded* sockets, which are its parent's business.
+    """
+    with socket.socket():  # fail rather than take the last descriptor: a connection needs it
         ours, theirs = socket.socketpair()
     with theirs:  # closed in the parent, so that end of file in ours means: this child is dead
         try:
@@ -155,8 +158,8 @@ def start_child(listener):
             raise
         if pid == 0:
             try:
-                for inherited in [listener, ours, *children.values()]:
-                    inherited.close()  # or the port stays taken, and no child sees its parent end
+                for inherited in [*unneeded, ours, *children.values()]:
+                    inherited.close()  # as long as one copy is open, nobody sees the end
                 children.clear()  # they are the parent's: stop() must not kill them from here
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                 say(f'Child started with PID: {os.getpid()}')
@@ -193,7 +196,7 @@ def pass_connection(conn, listener):
     """Give *conn* to the child that has been idle longest; raise OSError if there can be none."""
     while True:
         if not idle:  # those that were have just died
-            start_child(listener)
+            start_child(listener, conn)
         with contextlib.suppress(ConnectionError):
             # No descriptor travels alone: at least one byte goes with it, see unix(7).
             socket.send_fds(children[idle[0]], [b'.'], [conn.fileno()])
@@ -234,7 +237,7 @@ def main():
         except OSError as error:
             say(f'cannot start a child: {error}', sys.stderr)
             try_again = time.monotonic() + 1
-        poller.register(listener, select.POLLIN if idle else 0)  # or the kernel keeps the queue
+        poller.register(listener, select.POLLIN if idle else 0)  # else leave them in its queue
         # Signals are let in only while we wait, and so never between a fork and its bookkeeping.
         # (sigwait, as in server03.py, would not do: connections and children are waited for, too.)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -245,7 +248,7 @@ def main():
             if channel.fileno() in ready:
                 listen_to(pid)
         if conn:
-            with conn:  # the child gets its own copy; with two, the client would see no end
+            with conn:  # the child gets its own copy; with two, the client would not see the end
                 try:
                     pass_connection(conn, listener)
                 except OSError as error:

@@ -27,7 +27,7 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait is longer, so that no signal is heard later
+TICK = 0.5                # seconds; no wait of main() is longer: it hears signals by then
 MAX_THREADS = 1000        # the clients beyond wait in the kernel's queue
 STACK = 256 * 1024        # bytes for each thread: plenty here, and the default is 8 MiB
 

@@ -43,16 +43,21 @@ def main():
     if options.default:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        conn = socket.create_connection((options.host, options.port))
-    except (OSError, UnicodeError) as error:
-        sys.exit(f'cannot connect to {options.host!r} port {options.port}: {error}'
-                 ' (is rstserver.py running?)')
-    with conn:
+        # The least is IPv4, if the name has both.
+        family, *_, address = min(socket.getaddrinfo(options.host, options.port,
+                                                     type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+        sys.exit(f'cannot connect to {options.host!r}: {error}')
+    with socket.socket(family) as conn:
         try:
+            conn.connect(address)
             conn.recv(1)
             sys.exit('no reset came: this is not rstserver.py')
-        except ConnectionResetError as error:
+        except ConnectionResetError as error:  # from recv, as a rule; the RST may be quicker yet
             print(error, end='\n\n', flush=True)  # and ignore it
+        except OSError as error:
+            sys.exit(f'cannot connect to {options.host!r} port {options.port}: {error}'
+                     ' (is rstserver.py running?)')
         conn.send(b'hello')
 
 

@@ -97,6 +97,29 @@ def test_reset_in_the_middle():
     assert result.stdout.startswith('0 connections, 0 bytes in ')
 
 
+SLOW_GETPEERNAME = """
+import runpy, socket, sys, time
+class SlowSocket(socket.socket):
+    def getpeername(self):
+        time.sleep(0.3)
+        return super().getpeername()
+socket.socket = SlowSocket
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def test_reset_at_once():
+    """The reset is what went wrong, not that the connection has no peer any more."""
+    with fake_server(reset) as port:
+        result = subprocess.run([*PYTHON, '-c', SLOW_GETPEERNAME, TOP / 'client.py', '-p',
+                                 str(port), '-c', '2', '-t', '1'], capture_output=True, text=True,
+                                env=ENVIRONMENT, timeout=50)
+    assert result.returncode == 1
+    assert sorted(result.stderr.splitlines()) == [f'Child {number}: Connection reset by peer'
+                                                  for number in range(2)]
+
+
 def test_refusal():
     with socket.create_server(('127.0.0.1', 0)) as listener:
         port = listener.getsockname()[1]

@@ -308,6 +308,22 @@ def test_no_room_for_the_passed_descriptor(serve):
     assert server.err == ''
 
 
+def test_a_child_is_replaced_for_a_connection(serve):
+    """The new child has a connection passed that was there before it: one copy, not two."""
+    server = serve('server04.py', '-n', 1)
+    wait_until(lambda: server.out.count('Child started') == 1)
+    server.send_signal(signal.SIGSTOP)  # so that the parent learns of both at once
+    child, = children_of(server.pid)
+    os.kill(child, signal.SIGKILL)
+    with connect(server.port) as conn:
+        server.send_signal(signal.SIGCONT)
+        conn.sendall(b'nonsense\n')
+        assert receive_end(conn) == b''
+    ask(server.port)
+    server.stop()
+    assert server.out.count('Child started') == 2
+
+
 def start_pool_in_scarcity(name):
     """The pool starts with what it can get, and grows when it can, a second later."""
     shim = (START if name == 'server08.py' else FORK).format(calls=(2,))

@@ -23,10 +23,12 @@ def finish(script, status):
 def test_every_connection_is_reset(serve):
     server = serve('rstserver.py')
     for _ in range(100):
-        with connect(server.port, None) as conn:
-            with pytest.raises(ConnectionResetError):
-                conn.recv(1)
+        with socket.socket() as conn:
+            conn.bind(('127.0.0.1', 0))
             host, port = conn.getsockname()
+            with pytest.raises(ConnectionResetError):
+                conn.connect(('127.0.0.1', server.port))  # may report it, if the RST is quick
+                conn.recv(1)
             wait_until(lambda: f'Sent RST to {host} port {port}\n' in server.out)
     server.stop()
     assert server.err == ''
@@ -56,6 +58,33 @@ def test_sigpipe_default(serve, run):
     finish(script, -signal.SIGPIPE)
     assert script.out == '[Errno 104] Connection reset by peer\n\n'
     assert script.err == ''
+
+
+SLOW_CONNECT = """
+import runpy, socket, sys, time
+class SlowSocket(socket.socket):
+    def connect(self, address):
+        self.setblocking(False)
+        self.connect_ex(address)
+        time.sleep(0.3)
+        self.setblocking(True)
+        if error := self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise ConnectionResetError(error, 'from connect')
+socket.socket = SlowSocket
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('options, status', [([], 1), (['--default'], -signal.SIGPIPE)])
+def test_sigpipe_when_connect_reports_the_reset(serve, run, options, status):
+    """As it may on a busy machine, when the RST comes before connect has returned."""
+    port = serve('rstserver.py').port
+    script = run('sigpipe.py', command=[*PYTHON, '-c', SLOW_CONNECT, TOP / 'sigpipe.py', '-p',
+                                        str(port), *options])
+    finish(script, status)
+    assert script.out == '[Errno 104] from connect\n\n'
+    assert ('\nBrokenPipeError: [Errno 32] Broken pipe\n' in script.err) == (status == 1)
 
 
 def test_sigpipe_without_rstserver(run):
