@@ -2,6 +2,7 @@
 
 Here each test starts a server of its own, to do to it what others should not see.
 """
+import contextlib
 import functools
 import os
 import pathlib
@@ -402,15 +403,14 @@ def test_ten_thousand_idle_connections(serve, name):
     if hard < 10_100:
         pytest.skip('the hard limit of descriptors is below 10,100')
     server = serve(name, preexec_fn=limit_descriptors(256, hard))
-    conns = [connect(server.port) for _ in range(10_000)]
-    start = time.monotonic()
-    ask(server.port)
-    assert time.monotonic() - start < 1
-    assert_idle(server)
-    for conn in conns[::2000]:  # they are all being served
-        conn.sendall(b'5\n')
-        assert len(receive(conn, 5)) == 5
-    for conn in conns:
-        conn.close()
+    with contextlib.ExitStack() as stack:
+        conns = [stack.enter_context(connect(server.port)) for _ in range(10_000)]
+        start = time.monotonic()
+        ask(server.port)
+        assert time.monotonic() - start < 1
+        for conn in conns[::2000]:  # they are all being served
+            conn.sendall(b'5\n')
+            assert len(receive(conn, 5)) == 5
+        assert_idle(server)
     server.stop()
     assert server.err == ''
