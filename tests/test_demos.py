@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ENVIRONMENT, PYTHON, TOP, connect, running, wait_until
+from conftest import ENVIRONMENT, PYTHON, TOP, running, wait_until
 
 
 def finish(script, status):
