@@ -242,7 +242,7 @@ def main():
                 signal.alarm(1)  # second; then SIGALRM has us try again
             signum = signal.sigwait(SIGNALS)
     if woken:
-        time.sleep(2 * COUNT_EVERY)  # until every child has counted
+        time.sleep(2 * COUNT_EVERY)  # a child that Ctrl-C has not reached counts once more
     stop_children()
     print_table(accepted, woken)
 

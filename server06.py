@@ -186,8 +186,12 @@ def main():
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
-    look_again = time.monotonic() + TICK
+    look_again = 0
     while True:
+        now = time.monotonic()  # before the wait: who has spoken since then is not silent
+        if now >= look_again:  # it may be other processes that have made room
+            modify(listener.fileno(), READ)
+            look_again = now + TICK
         for descriptor in wait():
             if descriptor == listener.fileno():
                 accept_all(listener)
@@ -195,12 +199,9 @@ def main():
                 go_on(descriptor, listener)
         while clients:
             descriptor, client = next(iter(clients.items()))
-            if client.deadline > time.monotonic():
+            if client.deadline > now:
                 break  # and the others are still later
             leave(descriptor, listener)
-        if time.monotonic() >= look_again:  # it may be other processes that have made room
-            modify(listener.fileno(), READ)
-            look_again = time.monotonic() + TICK
 
 
 if __name__ == '__main__':

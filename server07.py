@@ -135,7 +135,8 @@ register, modify, unregister = poller.register, poller.modify, poller.unregister
 
 def wait():
     """Return the descriptors that are ready; after TICK seconds without any, an empty list."""
-    return [descriptor for descriptor, _ in poller.poll(TICK)]  # seconds
+    most = len(clients) + 1  # by default it reports 1023 at most, and the others seem silent
+    return [descriptor for descriptor, _ in poller.poll(TICK, most)]  # seconds
 
 
 def accept_all(listener):
@@ -189,8 +190,12 @@ def main():
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
-    look_again = time.monotonic() + TICK
+    look_again = 0
     while True:
+        now = time.monotonic()  # before the wait: who has spoken since then is not silent
+        if now >= look_again:  # it may be other processes that have made room
+            modify(listener.fileno(), READ)
+            look_again = now + TICK
         for descriptor in wait():
             if descriptor == listener.fileno():
                 accept_all(listener)
@@ -198,12 +203,9 @@ def main():
                 go_on(descriptor, listener)
         while clients:
             descriptor, client = next(iter(clients.items()))
-            if client.deadline > time.monotonic():
+            if client.deadline > now:
                 break  # and the others are still later
             leave(descriptor, listener)
-        if time.monotonic() >= look_again:  # it may be other processes that have made room
-            modify(listener.fileno(), READ)
-            look_again = time.monotonic() + TICK
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ connection to one of them. The main thread only waits for the end.
 
 Try:       python3 server08.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
-Notice:    one process, many threads: ps -L -p $(pgrep -f server08.py).
+Notice:    one process, many threads: ps -L -p $(pgrep -f 'python3 server08').
 See also:  server03.py (a pool of processes), server05.py (a thread per client).
 """
 import argparse

@@ -40,6 +40,7 @@ def parse_options():
 
 def main():
     options = parse_options()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     if options.default:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

@@ -3,13 +3,31 @@
 All of it happens side by side in the background, from the moment the suite starts (see
 conftest.py); these tests, the last ones, only look at how it went.
 """
+import array
+import fcntl
 import functools
+import os
+import re
+import signal
 import socket
+import termios
 import threading
 import time
 
 import pytest
-from conftest import POOLS, SERVERS, ask, client, connect, receive_end, running
+from conftest import (
+    EVENT_DRIVEN,
+    LINUX,
+    POOLS,
+    SERVERS,
+    ask,
+    client,
+    connect,
+    receive,
+    receive_end,
+    running,
+    wait_until,
+)
 
 
 def watch_silent_clients(name):
@@ -50,6 +68,45 @@ def watch_silent_clients(name):
     return result
 
 
+def stop_and_continue(name):
+    """Stop a server for longer than TIMEOUT; return the replies to what came meanwhile."""
+    with running(name, '-p', 0, *(['-n', 5] if name in POOLS else [])) as server:
+        conns = [connect(server.port) for _ in range(5)]
+        for conn in conns:
+            conn.sendall(b'1\n')
+            assert receive(conn, 1)  # it has been accepted
+        os.killpg(server.pid, signal.SIGSTOP)
+        for conn in conns:
+            conn.sendall(b'3\n')
+        time.sleep(11)
+        os.killpg(server.pid, signal.SIGCONT)
+        return [len(receive(conn, 3)) for conn in conns]
+
+
+def block_stdout(name):
+    """Leave a server's stdout unread for longer than TIMEOUT; return the same."""
+    read_end, write_end = os.pipe()
+    with open(read_end, 'rb') as output, running(name, '-p', 0, stdout=write_end) as server:
+        os.close(write_end)
+        port = int(re.search(rb'port (\d+)', output.readline())[1])
+        conns = [connect(port) for _ in range(5)]
+        for conn in conns:
+            conn.sendall(b'1\n')
+            assert receive(conn, 1)
+        conns[0].sendall(b'1\n' * 5000)  # each prints 47 bytes; the pipe takes 65,536
+        wait_until(lambda: array.array('i', fcntl.ioctl(read_end, termios.FIONREAD, b'    '))[0]
+                   > 60_000)
+        for conn in conns[1:]:
+            conn.sendall(b'3\n')
+        time.sleep(11)
+        reader = threading.Thread(target=output.read)
+        reader.start()
+        replies = [len(receive(conn, size)) for conn, size in zip(conns, [5000, 3, 3, 3, 3])]
+        server.stop()
+        reader.join()
+        return replies
+
+
 def watch_silent_server():
     """Let client.py wait for a server that says nothing; return how it ended."""
     with socket.create_server(('127.0.0.1', 0)) as listener:
@@ -61,6 +118,11 @@ def watch_silent_server():
 BACKGROUND = {'silent server': watch_silent_server, **{
     f'silent clients of {name}': functools.partial(watch_silent_clients, name)
     for name in SERVERS}}
+BACKGROUND.update({f'stop and continue {name}': functools.partial(stop_and_continue, name)
+                   for name in SERVERS})
+if LINUX:
+    BACKGROUND.update({f'stdout of {name}': functools.partial(block_stdout, name)
+                       for name in EVENT_DRIVEN})
 
 
 @pytest.mark.parametrize('name', SERVERS)
@@ -73,6 +135,18 @@ def test_silent_and_stuck_clients(background, name):
     assert result['stuck'] < 200_000_000
     assert (9 if name in POOLS else 0) < result['newcomer'] < (13 if name in POOLS else 3)
     assert result['slow'] == 4_000_000  # reads a little all the time: nobody closes it
+
+
+@pytest.mark.parametrize('name', SERVERS)
+def test_not_the_clients_were_silent(background, name):
+    """Those are served who have spoken while the server itself was stopped."""
+    assert background[f'stop and continue {name}']() == [3] * 5
+
+
+@pytest.mark.skipif(not LINUX, reason='knows the size of a pipe on Linux')
+@pytest.mark.parametrize('name', EVENT_DRIVEN)
+def test_not_the_clients_were_silent_but_stdout_blocked(background, name):
+    assert background[f'stdout of {name}']() == [5000, 3, 3, 3, 3]
 
 
 def test_client_of_a_silent_server(background):
