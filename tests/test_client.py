@@ -121,9 +121,9 @@ def test_reset_at_once():
 
 
 def test_refusal():
-    with socket.create_server(('127.0.0.1', 0)) as listener:
-        port = listener.getsockname()[1]
-    result = client(port, '-c', 4)
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))  # but it does not listen
+        result = client(taken.getsockname()[1], '-c', 4)
     assert result.returncode == 1
     assert sorted(result.stderr.splitlines()) == [
         f'Child {number}: Connection refused' for number in range(4)]

@@ -88,10 +88,11 @@ def test_sigpipe_when_connect_reports_the_reset(serve, run, options, status):
 
 
 def test_sigpipe_without_rstserver(run):
-    with socket.create_server(('127.0.0.1', 0)) as listener:
-        port = listener.getsockname()[1]
-    script = run('sigpipe.py', '-p', port)
-    finish(script, 1)
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))  # but it does not listen
+        port = taken.getsockname()[1]
+        script = run('sigpipe.py', '-p', port)
+        finish(script, 1)
     assert script.out == ''
     assert re.fullmatch(rf'.*port {port}: .*Connection refused.*rstserver\.py.*\n', script.err)
 
@@ -133,10 +134,10 @@ def is_blocked(pid):
 
 def race(stdin):
     """Send selsigrace.py a signal before select, and one during it."""
-    with some_stdin(stdin) as settings, running('selsigrace.py', '-s', 0.6, **settings) as script:
-        wait_until(lambda: script.out == f'PID: {script.pid}\nSleep for 0.6 secs\n')
+    with some_stdin(stdin) as settings, running('selsigrace.py', '-s', 3, **settings) as script:
+        wait_until(lambda: script.out == f'PID: {script.pid}\nSleep for 3 secs\n')
         script.send_signal(signal.SIGUSR1)
-        asleep = f'PID: {script.pid}\nSleep for 0.6 secs\nWake up and block in "select"\n'
+        asleep = f'PID: {script.pid}\nSleep for 3 secs\nWake up and block in "select"\n'
         wait_until(lambda: script.out == asleep)
         time.sleep(0.3)  # the first signal is missed: nothing happens
         assert script.process.poll() is None

@@ -114,6 +114,8 @@ class Replay:
                     self.server = script
             script = self.running[command]
             if interrupt:
+                begun = expected.count(' started with ')
+                wait_until(lambda: script.out.count(' started with ') >= begun)
                 return lambda: self.finish(script, expected, rest)
             wait_until(lambda: self.compare(expected, script.out)
                        or not script.drains[0].is_alive())  # it has ended, with other output

@@ -123,11 +123,13 @@ def test_no_stall_between_replies(server):
     """Nagle's algorithm in the server would hold back the second of two small replies."""
     with connect(server.port) as conn:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        start = time.monotonic()
-        for _ in range(50):
+        times = []
+        for _ in range(51):
+            start = time.monotonic()
             conn.sendall(b'1\n1\n1\n')
             assert len(receive(conn, 3)) == 3
-        assert time.monotonic() - start < 1.5  # 50 delayed ACKs of 40 ms take 2 s
+            times.append(time.monotonic() - start)
+        assert sorted(times)[25] < 0.03  # in the middle; a delayed ACK takes 40 ms
 
 
 def test_bad_lines(server):
@@ -250,9 +252,11 @@ def test_clients_before_the_server_accepts(server):
     """The queue holds at least 128: no SYN is dropped, to be sent again a second later."""
     os.killpg(server.pid, signal.SIGSTOP)
     try:
-        start = time.monotonic()
-        conns = [connect(server.port) for _ in range(128)]
-        assert time.monotonic() - start < 0.9
+        conns = []
+        for _ in range(128):
+            start = time.monotonic()
+            conns.append(connect(server.port))
+            assert time.monotonic() - start < 0.9
     finally:
         os.killpg(server.pid, signal.SIGCONT)
     for conn in conns:

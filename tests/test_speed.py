@@ -69,18 +69,41 @@ def test_bad_size(value):
     assert value in result.stderr
 
 
-@pytest.mark.parametrize('rows', [0, 3])
-def test_a_file_that_shrinks(run, tmp_path, rows):
-    """While a loop sends it, or, with three rows printed, while sendfile does."""
+def test_a_file_that_shrinks(run, tmp_path):
     path = tmp_path / 'shrinking'
     with open(path, 'wb') as file:
-        file.truncate(200_000_000)  # no block of it is on the disk
+        file.truncate(400_000_000)  # no block of it is on the disk
     script = run('sendfile_demo.py', '-f', path)
-    wait_until(lambda: script.out.count('\n') >= 2 + rows, 45)
+    wait_until(lambda: script.out.count('\n') >= 2)
     os.truncate(path, 1000)
     assert script.wait() == 1
     assert re.fullmatch(r'.*shrinking.* has shrunk.*\n', script.err)
     assert processes_of(script.pid) == []
+
+
+@pytest.mark.parametrize('function, rows', [('pread', 0), ('sendfile', 3)])
+def test_a_file_that_shrinks_just_before(tmp_path, function, rows):
+    """Before the fourth system call of one kind in the sender."""
+    path = tmp_path / 'shrinking'
+    path.write_bytes(os.urandom(3_000_000))
+    code = f"""
+import os, runpy, sys
+real, calls = os.{function}, 0
+def shrink(*args):
+    global calls
+    calls += os.getpid() == sender
+    if calls == 4:
+        os.truncate({str(path)!r}, 1000)
+    return real(*args)
+sender, os.{function} = os.getpid(), shrink
+sys.argv = ['sendfile_demo.py', '-f', {str(path)!r}]
+runpy.run_path({str(TOP / 'sendfile_demo.py')!r}, run_name='__main__')
+"""
+    result = subprocess.run([*PYTHON, '-c', code], capture_output=True, text=True,
+                            env=ENVIRONMENT, timeout=20)
+    assert result.returncode == 1
+    assert result.stdout.count('\n') == 2 + rows
+    assert re.fullmatch(r'.*shrinking.* has shrunk.*\n', result.stderr)
 
 
 def send_more_than_2_gib():

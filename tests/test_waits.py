@@ -86,6 +86,7 @@ def stop_and_continue(name):
 def block_stdout(name):
     """Leave a server's stdout unread for longer than TIMEOUT; return the same."""
     read_end, write_end = os.pipe()
+    capacity = fcntl.fcntl(read_end, 1032)  # F_GETPIPE_SZ, in the module since Python 3.10
     with open(read_end, 'rb') as output, running(name, '-p', 0, stdout=write_end) as server:
         os.close(write_end)
         port = int(re.search(rb'port (\d+)', output.readline())[1])
@@ -93,9 +94,9 @@ def block_stdout(name):
         for conn in conns:
             conn.sendall(b'1\n')
             assert receive(conn, 1)
-        conns[0].sendall(b'1\n' * 5000)  # each prints 47 bytes; the pipe takes 65,536
+        conns[0].sendall(b'1\n' * 5000)  # each prints a line; the pipe takes about 1,300
         wait_until(lambda: array.array('i', fcntl.ioctl(read_end, termios.FIONREAD, b'    '))[0]
-                   > 60_000)
+                   > 0.9 * capacity)
         for conn in conns[1:]:
             conn.sendall(b'3\n')
         time.sleep(11)
