@@ -28,7 +28,7 @@ MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-TICK = 0.5                # seconds; no wait is longer, so that nothing is noticed later
+TICK = 0.5                # seconds; no wait is longer: signals and silence are noticed by then
 FD_SETSIZE = 1024         # what select can watch: descriptors below this
 
 clients = collections.OrderedDict()  # descriptor -> Client, the one quiet longest first
@@ -200,14 +200,15 @@ def main():
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # even if blocked
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, FD_SETSIZE), most))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # With these, accept fails, by EMFILE, before select meets a descriptor that it refuses.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, FD_SETSIZE), hard))
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
     look_again = 0
     while True:
-        now = time.monotonic()  # before the wait: who has spoken since then is not silent
+        now = time.monotonic()  # before the wait: whoever has spoken since then is not silent
         if now >= look_again:  # it may be other processes that have made room
             modify(listener.fileno(), READ)
             look_again = now + TICK

@@ -152,7 +152,7 @@ def select_and_accept(listener, woken, number):
         if not readable:
             woken[number] += max(0, slept - 1)  # the last time, the clock woke us
             continue
-        woken[number] += max(1, slept)  # 0 if there was one already: that counts as one
+        woken[number] += max(1, slept)  # a connection that was there already took no sleep
         try:
             return listener.accept()[0]
         except BlockingIOError:  # another child was quicker

@@ -31,7 +31,7 @@ MAX_BYTES = 2 ** 30       # bytes that one request may ask for
 MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-TICK = 0.5                # seconds; no wait is longer, so that nothing is noticed later
+TICK = 0.5                # seconds; no wait is longer: signals and silence are noticed by then
 
 clients = collections.OrderedDict()  # descriptor -> Client, the one quiet longest first
 
@@ -135,8 +135,8 @@ register, modify, unregister = poller.register, poller.modify, poller.unregister
 
 def wait():
     """Return the descriptors that are ready; after TICK seconds without any, an empty list."""
-    most = len(clients) + 1  # by default it reports 1023 at most, and the others seem silent
-    return [descriptor for descriptor, _ in poller.poll(TICK, most)]  # seconds
+    maxevents = len(clients) + 1  # beyond the default, 1023, the others would seem silent
+    return [descriptor for descriptor, _ in poller.poll(TICK, maxevents)]  # seconds
 
 
 def accept_all(listener):
@@ -185,14 +185,14 @@ def main():
     signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
     signal.signal(signal.SIGTERM, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # even if blocked
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # soft is often 1024, for select
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
     look_again = 0
     while True:
-        now = time.monotonic()  # before the wait: who has spoken since then is not silent
+        now = time.monotonic()  # before the wait: whoever has spoken since then is not silent
         if now >= look_again:  # it may be other processes that have made room
             modify(listener.fileno(), READ)
             look_again = now + TICK

@@ -107,7 +107,7 @@ def main():
         say(f'{sys.argv[0]}: error: TCP_CORK exists on Linux only', sys.stderr)
         sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a traceback; the child follows
-    say(f'{"":19}{"round 1 (ms)":31}median of rounds 2 to {ROUNDS} (ms)')
+    say(f'{"":19}{"round 1":31}median of rounds 2 to {ROUNDS}; times in ms')
     say(f'{len(WRITES)} writes, 1 read' + '  segments  first byte   answer' * 2)
     for way in 'plain', 'TCP_NODELAY', 'TCP_CORK', 'TCP_CORK left on':
         with connection() as conn:

@@ -443,9 +443,9 @@ def herd(options):
                 ['server', 'wait in', 'to accept', 'min-max', 'to serve', 'min-max', 'client.py'],
                 *rows)
     print('\nto accept: the connection is made, and all sleep again; to serve: request, reply, '
-          'close.\nclient.py: both together, under client.py -c 1, which gives nobody time to '
-          'sleep.\nserver04, to serve: when the parent takes the byte for "idle again", its '
-          'sender may wake.')
+          'close.\nclient.py: both together, under client.py -c 1, with too little time for '
+          'some to sleep again.\nserver04, to serve: when the parent takes the byte for "idle '
+          'again", its sender may wake.')
 
 
 TABLES = {'designs': designs, 'idle': idle, 'herd': herd}
@@ -466,7 +466,7 @@ def parse_options():
     parser.add_argument('--rounds', type=positive_number,
                         help='how often to measure everything (default: 5, or 1 with --quick)')
     parser.add_argument('--quick', action='store_true',
-                        help='about 10 seconds, smaller crowds, rough figures')
+                        help='10 to 15 seconds, smaller crowds, rough figures')
     parser.add_argument('--yardstick', choices=[name for name in DESIGNS if name[:6] != 'server'],
                         help=argparse.SUPPRESS)  # be this server, not a benchmark
     parser.add_argument('-p', '--port', type=int, default=0, help=argparse.SUPPRESS)

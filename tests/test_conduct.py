@@ -59,20 +59,23 @@ def assert_idle(*servers):
 @every_server
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_stop_with_clients_connected(serve, name, signum):
-    server = serve(name)
-    with connect(server.port) as silent, connect(server.port) as stuck:
-        silent.sendall(b'12')
-        stuck.sendall(b'200000000\n')
-        assert receive(stuck, 1)
-        start = time.monotonic()
-        server.stop(signum)
-        assert time.monotonic() - start < 1
-        with pytest.raises(ConnectionError):
-            connect(server.port)
-        again = serve(name, '-p', server.port)
-        ask(again.port)
-        again.stop()
-    assert 'Traceback' not in server.err + again.err
+    port, seconds = 0, []
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            server = serve(name, '-p', port)
+            port = server.port
+            silent, stuck = [stack.enter_context(connect(port)) for _ in range(2)]
+            silent.sendall(b'12')
+            stuck.sendall(b'200000000\n')
+            assert receive(stuck, 1)
+            start = time.monotonic()
+            server.stop(signum)
+            seconds.append(time.monotonic() - start)
+            assert 'Traceback' not in server.err
+            with pytest.raises(ConnectionError):
+                connect(port)
+    assert min(seconds) < 1  # the lesser: for the other, it may be the machine that was busy
+    assert max(seconds) < 5  # but one that waits for its clients takes 10
 
 
 @pytest.mark.skipif(not LINUX, reason='reads /proc')
@@ -90,7 +93,9 @@ def test_looks_up_now_and_then(serve):
 
 @every_server
 def test_stop_twice(serve, name):
-    server = serve(name)
+    """Even if whoever started it had blocked the signals: a blocked one stays so across exec."""
+    signals = signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+    server = serve(name, preexec_fn=lambda: signal.pthread_sigmask(*signals))
     server.send_signal(signal.SIGTERM)
     for _ in range(20):
         server.send_signal(signal.SIGINT)

@@ -24,7 +24,7 @@ TEXT = (TOP / 'README.rst').read_text()
 FIRST_SCREEN = 'Concurrent server design in Python'
 SERVER = re.compile(r'python3 (?:server\w+|rstserver)\.py')
 LONG_RUNNING = re.compile(r'python3 (?:server\w+|rstserver|selsigrace|selfpipe)\.py')
-SLOW = ('selsigrace.py', 'sendfile_demo.py', 'The idle crowd')
+SLOW = ('selsigrace.py', 'selfpipe.py', 'sendfile_demo.py', 'The idle crowd')
 LINUX_ONLY = ('server07.py', 'tcpcork_demo.py', 'The designs', 'The idle crowd', 'The herd')
 
 
