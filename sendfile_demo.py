@@ -37,7 +37,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
+    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
         pass
 
 
@@ -175,6 +175,7 @@ def open_file(path):
 def main():
     options = parse_options()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a traceback; the child follows
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, waitpid would find no child
     try:
         if options.file is not None:
             with open_file(options.file) as file:

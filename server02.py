@@ -41,7 +41,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
+    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
         pass
 
 
@@ -64,7 +64,10 @@ def handle(conn):
         while True:
             while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
                 yield READ
-                data = conn.recv(RECV_SIZE)
+                try:
+                    data = conn.recv(RECV_SIZE)
+                except BlockingIOError:  # it was not ready, after all: see select(2), BUGS
+                    continue
                 if not data:  # end of file: it ends a last line, too
                     break
                 received += data

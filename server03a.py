@@ -46,7 +46,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
+    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
         pass
 
 

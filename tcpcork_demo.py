@@ -42,7 +42,7 @@ def say(line, stream=sys.stdout):
     """
     try:
         os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, or its reader has left: go on in silence
+    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
         pass
 
 
@@ -107,6 +107,7 @@ def main():
         say(f'{sys.argv[0]}: error: TCP_CORK exists on Linux only', sys.stderr)
         sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a traceback; the child follows
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, waitpid would find no child
     say(f'{"":19}{"round 1":31}median of rounds 2 to {ROUNDS}; times in ms')
     say(f'{len(WRITES)} writes, 1 read' + '  segments  first byte   answer' * 2)
     for way in 'plain', 'TCP_NODELAY', 'TCP_CORK', 'TCP_CORK left on':

@@ -298,6 +298,18 @@ def test_no_process_or_thread_for_a_client(run, name, shim):
     assert server.err.count('scarce') == 2
 
 
+@pytest.mark.parametrize('name', EVENT_DRIVEN)
+def test_ready_but_not_readable(run, name):
+    """As select(2) warns of; the client must not pay for it."""
+    shim = SHORTAGE.format(module='socket', function='socket.socket.recv', calls=(1, 3, 4),
+                           error="BlockingIOError(11, 'nothing there')")
+    server = run(name, command=[*PYTHON, '-c', shim, TOP / name, '-p', '0'])
+    for _ in range(3):
+        ask(server.port)
+    server.stop()
+    assert server.err == ''
+
+
 @pytest.mark.skipif(not LINUX, reason='needs prlimit')
 def test_no_room_for_the_passed_descriptor(serve):
     """The message arrives without its descriptor; that connection alone is lost."""

@@ -10,10 +10,16 @@ from conftest import ENVIRONMENT, LINUX, PYTHON, TOP, processes, processes_of, w
 METHODS = ['read/write 4 KiB', 'read/write 64 KiB', 'read/write 1 MiB', 'sendfile']
 
 
-def send(*options, **settings):
+def ignore_children():
+    """Be one of those that start programs with SIGCHLD ignored."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def send(*options):
     """Run sendfile_demo.py to its end."""
     return subprocess.run([*PYTHON, TOP / 'sendfile_demo.py', *map(str, options)],
-                          capture_output=True, text=True, env=ENVIRONMENT, timeout=50, **settings)
+                          capture_output=True, text=True, env=ENVIRONMENT, timeout=50,
+                          preexec_fn=ignore_children)
 
 
 def table(text):
@@ -123,7 +129,7 @@ with tempfile.TemporaryFile(buffering=0, dir={folder!r}) as file:
 def cork():
     """Run tcpcork_demo.py to its end."""
     return subprocess.run([*PYTHON, TOP / 'tcpcork_demo.py'], capture_output=True, text=True,
-                          env=ENVIRONMENT, timeout=55)
+                          env=ENVIRONMENT, timeout=55, preexec_fn=ignore_children)
 
 
 BACKGROUND = {'more than 2 GiB': send_more_than_2_gib, 'cork': cork}
