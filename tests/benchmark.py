@@ -56,7 +56,8 @@ DESIGNS = {               # a yardstick comes right after its server: less chang
     'server03': 'prefork', 'server03a': 'prefork+count', 'server04': 'prefork+pass',
     'server05': 'thread', 'ThreadingTCPServer': 'socketserver', 'server06': 'poll',
     'server07': 'epoll', 'asyncio': 'streams', 'server08': 'prethread'}
-FORKERS = 'server01', 'ForkingTCPServer'  # so slow that a quarter of the load must do
+LOADS = {                 # of options.connections; for all others 2, so that each takes a second
+    'server01': 1 / 4, 'ForkingTCPServer': 1 / 4, 'server05': 1 / 2, 'ThreadingTCPServer': 1 / 2}
 POOLS = 'server03', 'server04', 'server08'
 RATIOS = [('server01', 'ForkingTCPServer'), ('server03', 'ForkingTCPServer'),
           ('server05', 'ThreadingTCPServer'), ('server07', 'asyncio')]
@@ -317,7 +318,7 @@ def designs(options):
     """Load every design with client.py."""
     rates, cpu = {name: [] for name in DESIGNS}, {name: [] for name in DESIGNS}
     for number, name in interleaved([*DESIGNS], options.rounds):
-        connections = options.connections // (4 if name in FORKERS else 1)
+        connections = int(options.connections * LOADS.get(name, 2))
         server = Server(name)
         rates[name].append(server.load(LOADERS, connections))
         total = LOADERS * connections
@@ -466,7 +467,7 @@ def parse_options():
     parser.add_argument('--rounds', type=positive_number,
                         help='how often to measure everything (default: 5, or 1 with --quick)')
     parser.add_argument('--quick', action='store_true',
-                        help='10 to 15 seconds, smaller crowds, rough figures')
+                        help='about 10 seconds, smaller crowds, rough figures')
     parser.add_argument('--yardstick', choices=[name for name in DESIGNS if name[:6] != 'server'],
                         help=argparse.SUPPRESS)  # be this server, not a benchmark
     parser.add_argument('-p', '--port', type=int, default=0, help=argparse.SUPPRESS)
