@@ -1,4 +1,5 @@
 """What the tests share: starting a script as a user would, rude clients, and a look at /proc."""
+import collections
 import contextlib
 import inspect
 import os
@@ -125,14 +126,17 @@ def children_of(pid):
     return {child: state for child, parent, _, state in processes() if parent == pid}
 
 
-def cpu_seconds(session):
-    """Return the CPU time that the living processes of a session have used."""
-    ticks = 0
+def awake_seconds(session):
+    """Return for how long each thread of a session has run, or waited for a processor: a Counter.
+
+    On a busy machine, one that spins need not use much CPU; but it is awake all the time.
+    """
+    found = collections.Counter()
     for pid in processes_of(session):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf('SC_CLK_TCK')
+        for path in pathlib.Path(f'/proc/{pid}/task').glob('*/schedstat'):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                found[path] = sum(map(int, path.read_text().split()[:2])) / 1e9
+    return found
 
 
 @contextlib.contextmanager

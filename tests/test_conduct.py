@@ -8,7 +8,9 @@ import os
 import pathlib
 import re
 import resource
+import select
 import signal
+import socket
 import subprocess
 import time
 
@@ -23,10 +25,10 @@ from conftest import (
     SERVERS,
     TOP,
     ask,
+    awake_seconds,
     children_of,
     client,
     connect,
-    cpu_seconds,
     processes_of,
     receive,
     receive_end,
@@ -44,13 +46,16 @@ def limit_descriptors(soft, hard=None):
 
 def assert_idle(*servers):
     """Servers that have nothing to do must wait, not spin."""
-    def cpu():
-        return sum(cpu_seconds(server.pid) for server in servers)
+    pids = [server.pid for server in servers]
 
     def is_quiet():
-        before = cpu()
+        before, start = list(map(awake_seconds, pids)), time.monotonic()
         time.sleep(0.25)
-        return cpu() - before < 0.05
+        after = list(map(awake_seconds, pids))
+        seconds = time.monotonic() - start
+        # The difference of two Counters leaves out what has ended in between.
+        return all(sum((new - old).values()) < seconds / 2 for new, old in zip(after, before))
+
     wait_until(is_quiet)  # it may still be busy with those that it has accepted
 
 
@@ -177,7 +182,9 @@ def test_a_name_that_is_not_utf_8(tmp_path):
 @pytest.mark.parametrize('name', PREFORKED)
 @pytest.mark.parametrize('signum', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_dead_child_is_replaced(serve, name, signum):
-    server = serve(name, '-n', 3)
+    """Even if whoever started the server has SIGCHLD ignored, so that no child can be reaped."""
+    server = serve(name, '-n', 3,
+                   preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
     wait_until(lambda: server.out.count('Child started') == 3)
     first = children_of(server.pid)
     for pid in first:
@@ -241,6 +248,19 @@ def test_children_are_killed_under_load(serve, name):
     assert client(server.port, '-c', 8, '-t', 5).returncode == 0
     server.stop()
     assert server.err == ''
+
+
+def test_a_child_of_server01_does_not_keep_the_port(serve):
+    """It outlives its parent, to serve its client to the end."""
+    server = serve('server01.py')
+    with connect(server.port) as conn:
+        wait_until(lambda: children_of(server.pid))
+        server.send_signal(signal.SIGKILL)
+        server.process.wait()
+        conn.sendall(b'3\n')
+        assert len(receive(conn, 3)) == 3
+        with pytest.raises(ConnectionRefusedError):
+            connect(server.port)
 
 
 def test_no_zombies(serve):
@@ -403,6 +423,45 @@ def test_64_descriptors_for_200_clients(background, name):
 def test_1300_clients_on_select_and_on_threads(background, name):
     """More than 1024 descriptors, and more than MAX_THREADS."""
     background[f'1300 clients of {name}']()
+
+
+def lowest_unused(pid):
+    """Return the descriptor that the next call to open one would get."""
+    used = {int(path.name) for path in pathlib.Path(f'/proc/{pid}/fd').iterdir()}
+    return min({*range(len(used) + 1)} - used)
+
+
+@pytest.mark.skipif(not LINUX, reason='needs prlimit')
+@pytest.mark.parametrize('name, options', [*((name, []) for name in SERVERS),
+                                           ('server03a.py', ['--select'])])
+def test_not_one_descriptor_left(serve, name, options):
+    """Clients wait in the kernel's queue for as long as nobody can accept them.
+
+    A call of accept that waits has its descriptor already, so each of a pool may still take one.
+    """
+    pool = 5 if name in POOLS else 0
+    server = serve(name, *(['-n', pool] if pool else []), *options)
+    wait_until(lambda: server.out.count(' started with ') == pool)
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE)
+              for pid in [server.pid, *children_of(server.pid)]}
+    for pid, (_, hard) in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_unused(pid), hard))
+    replies = select.poll()
+    with contextlib.ExitStack() as stack:
+        conns = [stack.enter_context(connect(server.port)) for _ in range(pool + 1)]
+        for conn in conns:
+            conn.sendall(b'5\n')
+            conn.shutdown(socket.SHUT_WR)  # or the pool would be busy rather than short of them
+            replies.register(conn, select.POLLIN)
+        assert_idle(server)
+        assert len(replies.poll(0)) <= pool
+        for pid, limit in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        for conn in conns:
+            assert len(receive(conn, 5)) == 5
+    assert set(children_of(server.pid)) >= set(limits) - {server.pid}
+    server.stop()
+    assert server.err == ''
 
 
 def test_a_pool_larger_than_the_descriptors(serve):
