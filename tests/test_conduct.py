@@ -224,7 +224,8 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 @pytest.mark.parametrize('name, call', [
-    *((name, 'write') for name in SERVERS), *((name, 'fork') for name in [*PREFORKED, 'server01.py'])])
+    *((name, 'write') for name in SERVERS),
+    *((name, 'fork') for name in ['server01.py', *PREFORKED])])
 def test_stop_at_a_bad_moment(run, name, call):
     """As soon as the server listens, and before it can remember the child that it has forked."""
     server = run(name, command=[*PYTHON, '-c', AT_A_BAD_MOMENT.format(call), TOP / name,
@@ -340,19 +341,19 @@ while True:
 @every_server
 def test_a_greedy_crowd(serve, name):
     """An event loop goes round; the system divides its time between processes or threads."""
-    crowd, typical, worst = (300, 0.1, 1) if name in EVENT_DRIVEN else (9, 0.5, 5)
+    crowd, typical, worst = (300, 0.25, 1) if name in EVENT_DRIVEN else (4, 0.5, 5)
     server = serve(name)
     greedy = subprocess.Popen([*PYTHON, '-c', GREEDY, str(server.port), str(crowd)],
                               env=ENVIRONMENT)
     try:
         wait_until(lambda: server.out.count('send 1 bytes') > 100 * crowd)
         times = []
-        while len(times) < 15:
+        while len(times) < 9:
             start = time.monotonic()
             ask(server.port)
             times.append(time.monotonic() - start)
             assert times[-1] < worst
-        assert sorted(times)[7] < typical
+        assert sorted(times)[4] < typical
         assert greedy.poll() is None
     finally:
         greedy.kill()

@@ -73,8 +73,10 @@ def watch_silent_clients(name):
             other.join()
         time.sleep(max(0, start + 14 - time.monotonic()))
         peer = conns['stuck'].getsockname()[1]
-        while (kept := LINUX and in_the_kernel(server.port, peer)) and time.monotonic() < start + 24:
+        kept = True
+        while kept and time.monotonic() < start + 24:
             time.sleep(0.1)
+            kept = LINUX and in_the_kernel(server.port, peer)
         result['kept'] = kept
         result['stuck'] = len(receive_end(conns['stuck']))
         server.stop()
