@@ -151,7 +151,7 @@ def test_ctrl_c(run, signum, whole_group):
         start = time.monotonic()
         os.killpg(load.pid, signum) if whole_group else os.kill(load.pid, signum)
         assert load.wait() == 1
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 5
     assert processes_of(load.pid) == []
     assert load.err == ''
     assert load.out.startswith('0 connections, 0 bytes in ')

@@ -265,11 +265,12 @@ def test_clients_before_the_server_accepts(server):
     """The queue holds at least 128: no SYN is dropped, to be sent again a second later."""
     os.killpg(server.pid, signal.SIGSTOP)
     try:
-        conns = []
-        for _ in range(128):
+        conns, seconds = [], []
+        for _ in range(130):
             start = time.monotonic()
             conns.append(connect(server.port))
-            assert time.monotonic() - start < 0.9
+            seconds.append(time.monotonic() - start)
+        assert sorted(seconds)[-3] < 0.9  # a busy machine may be slow for one or two
     finally:
         os.killpg(server.pid, signal.SIGCONT)
     for conn in conns:

@@ -33,13 +33,16 @@ from conftest import (
 
 def in_the_kernel(port, peer):
     """Return how many bytes the kernel holds for a server's end of a connection."""
-    table = pathlib.Path('/proc/net/tcp').read_text()
+    table = pathlib.Path('/proc/net/tcp').read_text() if LINUX else ''
     found = re.search(rf':{port:04X} \w+:{peer:04X} \w\w (\w+):', table)
     return int(found[1], 16) if found else 0
 
 
 def watch_silent_clients(name):
-    """Fill a server with clients that do not move, but for one; return what became of them."""
+    """Fill a server with clients that do not move, but for one; return what became of them.
+
+    The kernel must soon drop what the one that is stuck has not read.
+    """
     hogs = {'silent': b'', 'half a line': b'12', 'stuck': b'200000000\n'}
     result = {'steady': 0}
     with running(name, '-p', 0, *(['-n', len(hogs) + 1] if name in POOLS else [])) as server:
@@ -71,13 +74,9 @@ def watch_silent_clients(name):
             result[kind] = time.monotonic() - start
         for other in others:
             other.join()
-        time.sleep(max(0, start + 14 - time.monotonic()))
+        time.sleep(max(0, start + 15 - time.monotonic()))
         peer = conns['stuck'].getsockname()[1]
-        kept = True
-        while kept and time.monotonic() < start + 24:
-            time.sleep(0.1)
-            kept = LINUX and in_the_kernel(server.port, peer)
-        result['kept'] = kept
+        wait_until(lambda: not in_the_kernel(server.port, peer), seconds=10)
         result['stuck'] = len(receive_end(conns['stuck']))
         server.stop()
         result['err'] = server.err
@@ -146,12 +145,11 @@ def test_silent_and_stuck_clients(background, name):
     """They fill the pool, and are closed after TIMEOUT; those who waited are served then."""
     result = background[f'silent clients of {name}']()
     assert result['err'] == ''
-    assert 9.9 < result['silent'] < 13
-    assert 9.9 < result['half a line'] < 13
+    assert 9.9 < result['silent'] < 15
+    assert 9.9 < result['half a line'] < 15
     assert result['stuck'] < 200_000_000
-    assert (9 if name in POOLS else 0) < result['newcomer'] < (13 if name in POOLS else 3)
+    assert (9 if name in POOLS else 0) < result['newcomer'] < (15 if name in POOLS else 6)
     assert result['steady'] == 2_700_007  # reads a little all the time, and so is not silent
-    assert not result['kept']  # the kernel has freed what the stuck one has not read
 
 
 @pytest.mark.parametrize('name', SERVERS)
