@@ -6,8 +6,7 @@ Unix socket (SCM_RIGHTS, see unix(7)) to a child that it knows to be idle.
 
 Try:       python3 server04.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
-Notice:    no child ever waits on the listener, so no herd can form; the price is
-           two messages for each connection.
+Notice:    no child waits on the listener: no herd, but two messages per client.
 See also:  server03.py (the children accept for themselves).
 """
 import argparse
@@ -43,7 +42,7 @@ def main():
             poller.register(listener, select.POLLIN if idle else 0)  # if none: clients queue up
             ready = dict(poller.poll(TICK * 1000))  # milliseconds
             for pid in [pid for pid in children if children[pid].fileno() in ready]:
-                hear_from(pid)
+                read_channel(pid)
             if idle and listener.fileno() in ready:
                 pass_connection(listener)
     stop_children()
@@ -85,8 +84,8 @@ def serve(channel):
                 handle(socket.socket(fileno=descriptor), message.decode().split())
 
 
-def hear_from(pid):
-    """Note that a child is idle, if it has sent a byte, or dead, if there is end of file."""
+def read_channel(pid):
+    """Read what a child has sent: a byte means that it is idle, end of file that it is dead."""
     with contextlib.suppress(ConnectionError):  # dead, too: it has left a message unread
         if children[pid].recv(1):
             idle.append(pid)
