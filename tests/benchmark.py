@@ -3,15 +3,14 @@
 
 Five tables. designs: every server under the load of client.py. idle: one busy client amid a crowd
 of silent ones. herd: how many children wake up for one connection. greedy: how long a polite
-client waits beside one that pipelines without end. fork: what a fork costs, by the size of the
-parent, and what a thread costs.
+client waits beside one that pipelines requests without end. fork: what a fork costs.
 
 Try:       python3 tests/benchmark.py
            python3 tests/benchmark.py --quick --only greedy
-Notice:    the ratios. Figures of two runs differ by the mood of the machine, and a ratio
-           between 0.9 and 1.1 is a draw.
-See also:  client.py (the load), yardstick_socketserver.py, yardstick_asyncio.py,
-           greedy_client.py, fork_cost.py. Linux only.
+Notice:    the ratios: they hold from run to run, and what is between 0.9 and 1.1 is level.
+           The figures themselves change with the machine and its mood.
+See also:  client.py (the load), yardstick_socketserver.py and yardstick_asyncio.py (what is not
+           equal, and to whose favour), greedy_client.py, fork_cost.py. Linux only.
 """
 import argparse
 import contextlib
@@ -31,45 +30,47 @@ import time
 
 # What is measured.
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-YARDSTICKS = {
-    'ForkingTCPServer': ['tests/yardstick_socketserver.py', 'ForkingTCPServer'],
-    'ThreadingTCPServer': ['tests/yardstick_socketserver.py', 'ThreadingTCPServer'],
-    'asyncio': ['tests/yardstick_asyncio.py']}
-DESIGNS = {  # in the order of the page; a yardstick comes right after its server
+FULL = {'rounds': 5, 'connections': 800, 'seconds': 0.2, 'crowds': (0, 250, 900, 2500, 10_000),
+        'wakes': 200, 'polite_seconds': 1}
+QUICK = {'rounds': 1, 'connections': 60, 'seconds': 0.05, 'crowds': (0, 250, 900, 1200, 2500),
+         'wakes': 20, 'polite_seconds': 0.2}
+DESIGNS = {               # in the order of the page; a yardstick comes right after its server
     'server01': 'fork', 'ForkingTCPServer': 'socketserver',
     'server05': 'thread', 'ThreadingTCPServer': 'socketserver',
     'server02': 'select', 'server06': 'poll', 'server07': 'epoll', 'asyncio': 'streams',
     'server03': 'prefork', 'server03a': 'prefork, count', 'server04': 'prefork, pass',
     'server08': 'prethread'}
-POOLS = 'server03', 'server03a', 'server04', 'server08'
-RATIOS = [('server01', 'ForkingTCPServer'), ('server03', 'ForkingTCPServer'),
-          ('server05', 'ThreadingTCPServer'), ('server07', 'asyncio')]
+COMMANDS = {              # of all others: the name and .py
+    'ForkingTCPServer': ['tests/yardstick_socketserver.py', 'ForkingTCPServer'],
+    'ThreadingTCPServer': ['tests/yardstick_socketserver.py', 'ThreadingTCPServer'],
+    'asyncio': ['tests/yardstick_asyncio.py'],
+    'server03a --select': ['server03a.py', '--select']}
+POOLS = 'server03', 'server04', 'server08'  # how their names begin
+RATIOS = [('server01', 'ForkingTCPServer'), ('server05', 'ThreadingTCPServer'),
+          ('server07', 'asyncio'), ('server03', 'ForkingTCPServer')]
 IDLE = 'server02', 'server06', 'server07', 'asyncio'
 HERDS = {'server03a': 'accept', 'server03a --select': 'select', 'server04': 'recvmsg'}
 GREEDY = [name for name in DESIGNS if not name.endswith('TCPServer')]
+MEGABYTES = 0, 100, 400   # of data in a parent when it forks
 
-LOADERS = 15              # children of client.py
-SLOW_LOADS = {            # parts of options.connections for each, so that it takes a second, too
+CLIENTS = 15              # children of client.py
+SLOW = {                  # parts of the connections for these, so that they take no longer
     'server01': 1 / 8, 'ForkingTCPServer': 1 / 8, 'server05': 1 / 4, 'ThreadingTCPServer': 1 / 4}
 POOL = 10                 # children, or threads
-SIZE = 4096               # bytes for each connection
-SMALL_SIZE = 100          # bytes for each request where it is the wait that counts
-CROWDS = 0, 250, 900, 2500, 10_000  # idle connections
-QUICK_CROWDS = 0, 250, 900, 1200, 2500
+SIZE = 4096               # bytes for each connection of client.py
+SMALL_SIZE = 100          # bytes for each request where the wait counts
 BATCH = 500               # connections to open before the server must catch up: within its backlog
 FD_SETSIZE = 1024         # what select can watch: descriptors below this
 SPARE = 50                # descriptors needed beside those of a crowd
-GREEDY_CONNECTIONS = 50
-FREE = 10                 # children of a pool that the greedy client leaves free
-SETTLE = 0.3              # seconds, until all of its connections are being served
-REST = 0.01               # seconds that the polite client waits before it asks again
-LIMIT = 2                 # seconds that it waits for a reply
-MEGABYTES = 0, 100, 400   # by which a parent is larger when it forks
-
-HOST = '127.0.0.1'        # a number: no time goes into names, or into trying ::1 first
+NEIGHBOURS = 50           # connections of greedy_client.py
+FREE = 10                 # children of a pool that are left for others
+SETTLE = 0.3              # seconds until all NEIGHBOURS are being served
+REST = 0.01               # seconds between two requests of the polite client
+LIMIT = 2                 # seconds that it waits at the most
 PATIENCE = 60             # seconds for anything that has to happen
+HOST = '127.0.0.1'        # a number: no time goes into names, or into trying ::1 first
 BAR = 10                  # characters, the longest bar
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SIGNALS = STOP | {signal.SIGCHLD}
 
@@ -79,26 +80,22 @@ class Failure(Exception):
 
 
 def main():
-    """Have a child do it all, in a process group of its own, and leave nothing of that group."""
+    """Have a child do it all, in a process group of its own; in the end, kill what is left of it."""
     options = parse_options()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until sigwait takes them: no race
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     pid = os.fork()
+    os.setpgid(pid, pid)  # in both, as a shell does: neither knows who comes first
     if pid == 0:
-        os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         make_tables(options)
         sys.exit()
-    with contextlib.suppress(PermissionError, ProcessLookupError):  # the child was quicker
-        os.setpgid(pid, pid)
     signum = signal.sigwait(SIGNALS)
     os.killpg(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    with contextlib.suppress(ProcessLookupError):
-        for _ in range(1000):  # the others are not our children: init reaps them
-            os.killpg(pid, 0)
-            time.sleep(0.001)
+    with contextlib.suppress(Failure):
+        wait_until(lambda: group_is_gone(pid), 'killed, but not reaped by init', 2)
     sys.exit(os.waitstatus_to_exitcode(status) if signum == signal.SIGCHLD else 128 + signum)
 
 
@@ -121,20 +118,21 @@ def designs(options):
     """Load every server with client.py."""
     rates, cpu = {name: [] for name in DESIGNS}, {name: [] for name in DESIGNS}
     for number, name in interleaved(DESIGNS, options.rounds):
-        server = Server(name)
-        connections = int(options.connections * SLOW_LOADS.get(name, 1))
-        rates[name].append(server.load(LOADERS, connections))
-        total = LOADERS * connections
-        cpu[name].append(server.stop(total, SIZE) / total * 1e6)
+        connections = int(options.connections * SLOW.get(name, 1))
+        total = CLIENTS * connections
+        with Server(name) as server:
+            rates[name].append(server.load(CLIENTS, connections))
+            cpu[name].append(server.stop(total, SIZE) / total * 1e6)
         progress(f'designs, round {number}: {name}, {rates[name][-1]} connections per second')
     fastest = max(map(statistics.median, rates.values()))
     print_table(
-        f'Designs: {LOADERS} clients, {SIZE} bytes per connection; CPU: us of the server',
+        f'Designs: {CLIENTS} clients, {SIZE} bytes per connection; CPU of the server in us for each',
         ['server', 'design', 'conn./s', 'min-max', 'CPU', 'min-max', 'conn./s'],
-        *([name, DESIGNS[name], *spread(rates[name]), *spread(cpu[name]),
-           bar(statistics.median(rates[name]), fastest)] for name in DESIGNS))
+        *([name, design, *spread(rates[name]), *spread(cpu[name]),
+           '#' * max(1, round(BAR * statistics.median(rates[name]) / fastest))]
+          for name, design in DESIGNS.items()))
     print_table(
-        'Ratios, round by round: times as many connections, and times less CPU for each',
+        'Ratios, round by round: times as many connections; times less CPU for each',
         ['ratio', 'conn./s', 'min-max', 'CPU', 'min-max'],
         *([f'{one} / {other}',
            *spread([a / b for a, b in zip(rates[one], rates[other])], 2),
@@ -147,30 +145,31 @@ def idle(options):
     They go to and fro, never two at a time. On two processors, half of the CPU would be spent
     on waking the other one, or not: as the scheduler likes. So all stays on one.
     """
-    most, processors = raise_limit(), os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(processors)})  # the servers inherit it
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the servers inherit it, and this:
+    os.sched_setaffinity(0, {max(processors := os.sched_getaffinity(0))})
     cpu = {(size, name): [] for size in options.crowds for name in IDLE}
     for number, name in interleaved(IDLE, options.rounds):
-        server, crowd, requests = Server(name), [], 0
-        for size in options.crowds:
-            if size > (FD_SETSIZE if name == 'server02' else most) - SPARE:
-                break
-            while len(crowd) < size:
-                crowd += [server.connect() for _ in range(min(BATCH, size - len(crowd)))]
-                ask(crowd[-1])  # it is the last in the queue: all have been accepted
-                requests += 1
-            count, cost = ask_for(server, options.seconds)
-            cpu[size, name].append(cost)
-            requests += count
-        if select.select(crowd[:FD_SETSIZE // 2], [], [], 0)[0]:  # nothing can come but the end
-            raise Failure(f'{name}: has closed idle connections while we measured')
-        server.stop(requests, SMALL_SIZE)
-        for conn in crowd:
-            conn.close()
-        progress(f'idle, round {number}: {name}, {cost:.0f} us amid {len(crowd)}')
+        with Server(name) as server, contextlib.ExitStack() as crowd:
+            idlers, requests = [], 0
+            for size in options.crowds:
+                if size > (FD_SETSIZE if name == 'server02' else most) - SPARE:
+                    break
+                while len(idlers) < size:
+                    idlers += [crowd.enter_context(server.connect())
+                               for _ in range(min(BATCH, size - len(idlers)))]
+                    ask(idlers[-1])  # it is the last in the queue: all have been accepted
+                    requests += 1
+                count, cost = cpu_for_requests(server, options.seconds)
+                requests += count
+                cpu[size, name].append(cost)
+            if select.select(idlers[:BATCH], [], [], 0)[0]:  # nothing can come but the end
+                raise Failure(f'{name}: has closed idle connections while we measured')
+            server.stop(requests, SMALL_SIZE)
+        progress(f'idle, round {number}: {name}, {cost:.0f} us amid {len(idlers)}')
     os.sched_setaffinity(0, processors)
     print_table(
-        f'Idle crowd: CPU of the server in us per request of {SMALL_SIZE} bytes, on 1 processor',
+        f'Idle crowd: CPU of the server in us for a request of {SMALL_SIZE} bytes, 1 processor',
         ['idle', *[heading for name in IDLE for heading in (name, 'min-max')]],
         *([str(size), *[cell for name in IDLE for cell in spread(cpu[size, name])]]
           for size in options.crowds))
@@ -180,65 +179,60 @@ def herd(options):
     """Count whom a connection wakes, by what it does next: it goes to sleep again."""
     rows = []
     for name, call in HERDS.items():
-        server = Server(*name.split())
         accepting, serving = [], []
-        for _ in range(options.wakes):
-            asleep = server.sleeps()
-            with server.connect() as conn:
-                accepted = server.sleeps()  # one child now waits for the request,
-                ask(conn)
-                server.sleeps()             # and now for the end
-            accepting.append(accepted - asleep)
-            serving.append(server.sleeps() - accepted)
-        server.stop(options.wakes, SMALL_SIZE)
+        with Server(name) as server:
+            for _ in range(options.wakes):
+                asleep = sleeps(server)
+                with server.connect() as conn:
+                    accepted = sleeps(server)  # one child now waits for the request,
+                    ask(conn)
+                    sleeps(server)             # and now for the end
+                accepting.append(accepted - asleep)
+                serving.append(sleeps(server) - accepted)
+            server.stop(options.wakes, SMALL_SIZE)
         rows.append([name, call, *spread(accepting), *spread(serving)])
-        progress(f'herd: {name}, {rows[-1][2]} by a connection')
-    print_table(
-        f'Herd: voluntary context switches of {POOL} children for one connection',
-        ['server', 'wait in', 'to accept', 'min-max', 'to serve', 'min-max'], *rows)
+        progress(f'herd: {name}, {rows[-1][2]} for a connection')
+    print_table(f'Herd: how often one connection sends any of {POOL} children to sleep',
+                ['server', 'wait in', 'to accept', 'min-max', 'to serve', 'min-max'], *rows)
 
 
 def greedy(options):
-    """Be polite beside a client that pipelines requests without end."""
-    alone, medians, worst = [{name: [] for name in GREEDY} for _ in range(3)]
+    """Be polite, first alone, then beside a client that pipelines requests without end."""
+    alone, beside, worst = [{name: [] for name in GREEDY} for _ in range(3)]
     for number, name in interleaved(GREEDY, options.rounds):
-        server = Server(name, pool=GREEDY_CONNECTIONS + FREE)
-        before = polite_waits(server, options.polite / 4)
-        neighbour = Program('greedy_client.py', 'tests/greedy_client.py', '-i', HOST,
-                            '-p', server.port, '-c', GREEDY_CONNECTIONS)
-        wait_until(neighbour.output, 'greedy_client.py: does not connect')
-        time.sleep(SETTLE)
-        waits = polite_waits(server, options.polite)
-        neighbour.process.send_signal(signal.SIGINT)
-        neighbour.wait()
-        server.stop(len(before) + sum(wait < LIMIT * 1000 for wait in waits), SMALL_SIZE)
+        with Server(name, pool=NEIGHBOURS + FREE) as server:
+            before = polite_waits(server, options.polite_seconds / 4)
+            neighbour = Program(f'greedy_client.py against {name}', 'tests/greedy_client.py',
+                                server.port, NEIGHBOURS, PATIENCE)
+            wait_until(neighbour.output, f'{name}: does not accept {NEIGHBOURS} connections')
+            time.sleep(SETTLE)
+            waits = polite_waits(server, options.polite_seconds)
+            neighbour.stop()
+            server.stop(len(before) + sum(wait < LIMIT * 1000 for wait in waits), SMALL_SIZE)
         alone[name].append(statistics.median(before))
-        medians[name].append(statistics.median(waits))
+        beside[name].append(statistics.median(waits))
         worst[name].append(max(waits))
-        progress(f'greedy, round {number}: {name}, {medians[name][-1]:.1f} ms')
-    longest = max(map(statistics.median, medians.values()))
+        progress(f'greedy, round {number}: {name}, {beside[name][-1]:.1f} ms')
     print_table(
-        f'Greedy neighbour, {GREEDY_CONNECTIONS} connections: ms that a polite client waits',
-        ['server', 'alone', 'min-max', 'beside', 'min-max', 'worst', 'beside'],
-        *([name, *spread(alone[name], 1), *spread(medians[name], 1), f'{max(worst[name]):.0f}',
-           bar(statistics.median(medians[name]), longest)] for name in GREEDY))
-    print(f'\n{LIMIT * 1000} ms: no reply by then; the client has given up.')
+        f'Greedy neighbour, {NEIGHBOURS} connections: ms that a polite client waits for its reply',
+        ['server', 'design', 'alone', 'min-max', 'beside it', 'min-max', 'worst'],
+        *([name, DESIGNS[name], *spread(alone[name], 1), *spread(beside[name], 1),
+           f'{max(worst[name]):.0f}'] for name in GREEDY))
+    print(f'\n{LIMIT * 1000} ms: there was no reply by then, and the client gave up.')
 
 
 def fork(options):
     """Have processes of several sizes fork, and start threads."""
-    figures = {size: [] for size in MEGABYTES}
+    costs = {size: [] for size in MEGABYTES}
     for number, size in interleaved(MEGABYTES, options.rounds):
-        program = Program('fork_cost.py', 'tests/fork_cost.py', '-m', size, '-n', options.forks)
-        figures[size].append([float(figure) for figure in re.findall(r'(\d+) us', program.wait())])
-        progress(f'fork, round {number}: {size} MB more, {figures[size][-1][0]:.0f} us')
-    costs = {size: [*zip(*figures[size])] for size in MEGABYTES}
-    longest = max(statistics.median(forks) for forks, _ in costs.values())
+        output = Program('fork_cost.py', 'tests/fork_cost.py', size).wait()
+        costs[size].append([int(cost) for cost in re.findall(r'(\d+) us', output)])
+        progress(f'fork, round {number}: {costs[size][-1][0]} us with {size} MB more')
     print_table(
-        'What a fork costs, in us, in a parent with so many MB more; and a thread',
-        ['MB', 'fork, exit, wait', 'min-max', 'start, join', 'min-max', 'fork'],
-        *([str(size), *spread(forks), *spread(threads), bar(statistics.median(forks), longest)]
-          for size, (forks, threads) in costs.items()))
+        'What a fork costs, and a thread, in us, in a process with so many MB of data more',
+        ['MB', 'fork, exit, wait', 'min-max', 'start, join', 'min-max'],
+        *([str(size), *[cell for column in zip(*costs[size]) for cell in spread(column)]]
+          for size in MEGABYTES))
 
 
 TABLES = {'designs': designs, 'idle': idle, 'herd': herd, 'greedy': greedy, 'fork': fork}
@@ -247,25 +241,24 @@ TABLES = {'designs': designs, 'idle': idle, 'herd': herd, 'greedy': greedy, 'for
 # How it is measured.
 
 class Program:
-    """A script that runs. Its output goes to memory: a pipe may fill, and its reader costs time."""
+    """A script that runs. Its output goes to memory: a pipe could fill, and its reader costs CPU."""
 
     def __init__(self, name, *command):
         self.name = name
-        self.files = os.memfd_create('stdout'), os.memfd_create('stderr')
-        for file in self.files:
-            fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)  # or its children overwrite each other
-        self.process = subprocess.Popen(
-            [sys.executable, '-I', *map(str, command)], cwd=ROOT, stdin=subprocess.DEVNULL,
-            stdout=self.files[0], stderr=self.files[1])
+        self.stdout = os.memfd_create('stdout')
+        fcntl.fcntl(self.stdout, fcntl.F_SETFL, os.O_APPEND)  # or its children overwrite each other
+        self.process = subprocess.Popen([sys.executable, '-I', *map(str, command)], cwd=ROOT,
+                                        stdin=subprocess.DEVNULL, stdout=self.stdout)
         self.pid = self.process.pid
 
     def output(self):
-        """Return its standard output up to now; any other output is a failure."""
-        stdout, stderr = [os.pread(file, os.fstat(file).st_size, 0).decode(errors='replace')
-                          for file in self.files]
-        if stderr:
-            raise Failure(f'{self.name}: {stderr.splitlines()[-1]}')
-        return stdout
+        """Return its output up to now."""
+        return os.pread(self.stdout, os.fstat(self.stdout).st_size, 0).decode()
+
+    def check(self):
+        """Check that it has not ended."""
+        if self.process.poll() is not None:
+            raise Failure(f'{self.name}: has ended with status {self.process.returncode}')
 
     def wait(self):
         """Wait for its end and return its output; all must have gone well."""
@@ -273,76 +266,64 @@ class Program:
             status = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             status = f'none after {PATIENCE} seconds'
-        output = self.output()
         if status:
             raise Failure(f'{self.name}: exit status {status}')
-        for file in self.files:
-            os.close(file)
+        output = self.output()
+        os.close(self.stdout)
         return output
+
+    def stop(self):
+        """End it, and return its output."""
+        self.check()
+        self.process.send_signal(signal.SIGINT)
+        return self.wait()
 
 
 class Server(Program):
-    """A server that is ready for clients."""
+    """A server that is ready for clients. What goes wrong with them is its fault."""
 
-    def __init__(self, name, *options, pool=POOL):
-        command = YARDSTICKS.get(name, [f'{name}.py'])
-        self.pool = pool if name in POOLS else 0
-        if self.pool:
-            options += '-n', pool
-        super().__init__(name, *command, '-i', HOST, '-p', 0, *options)
+    def __init__(self, name, pool=POOL):
+        command = COMMANDS.get(name, [f'{name}.py'])
+        self.pool = pool if name.startswith(POOLS) else 0
+        super().__init__(name, *command, '-i', HOST, '-p', 0, *['-n', pool][:2 * bool(self.pool)])
         self.port = int(wait_until(self.is_ready, f'{name}: does not start')[1])
         self.children = [int(pid) for pid in re.findall(r' PID: (\d+)', self.output())]
         self.cpu_before = sum(map(cpu_now, [self.pid, *self.children]))
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error:
+            self.check()
+        if isinstance(error, OSError):
+            raise Failure(f'{self.name}: {error}')
+
     def is_ready(self):
         """Return a match of its first line, once its pool is complete."""
+        self.check()
         output = self.output()
-        if self.process.poll() is not None:
-            raise Failure(f'{self.name}: exit status {self.process.returncode}')
         if output.count(' started with ') < self.pool:
             return None
         return re.match(r'Listening on port (\d+) \.\.\.\n', output)
-
-    def stop(self, requests, size):
-        """Stop it; it must have got *requests*. Return the seconds of CPU that they took."""
-        before = cpu_reaped()
-        self.process.send_signal(signal.SIGINT)
-        served = self.wait().count(f'Got request to send {size} bytes')
-        if served < requests:
-            raise Failure(f'{self.name}: got {served} of {requests} requests')
-        return cpu_reaped() - before - self.cpu_before
-
-    def load(self, children, connections):
-        """Let client.py loose on it; return the connections per second."""
-        client = Program(f'client.py against {self.name}', 'client.py', '-i', HOST,
-                         '-p', self.port, '-c', children, '-t', connections, '-b', SIZE)
-        try:
-            summary = client.wait()
-        except Failure:
-            self.is_ready()  # if the server has died or complained, that is what to report
-            raise
-        made, rate = re.search(r'(\d+) connections, .* (\d+) conn', summary).groups()
-        if int(made) != children * connections:
-            raise Failure(f'{self.name}: {made} of {children * connections} connections')
-        return int(rate)
 
     def connect(self, timeout=PATIENCE):
         """Return a connection to it."""
         return socket.create_connection((HOST, self.port), timeout)
 
-    def sleeps(self):
-        """Wait until all its processes sleep; return how often its children have gone to sleep.
+    def load(self, children, connections):
+        """Let client.py loose on it; return the connections per second."""
+        summary = Program(f'client.py against {self.name}', 'client.py', '-i', HOST,
+                          '-p', self.port, '-c', children, '-t', connections, '-b', SIZE).wait()
+        return int(re.search(r' (\d+) connections per second', summary)[1])
 
-        It takes two equal looks: during one, the parent may wake a child that we have looked at.
-        """
-        looks = [[]]
-
-        def is_calm():
-            looks.append([status_of(pid) for pid in [self.pid, *self.children]])
-            return looks[-1] == looks[-2] and all(asleep for asleep, _ in looks[-1])
-
-        wait_until(is_calm, f'{self.name}: does not come to rest')
-        return sum(count for _, count in looks[-1][1:])
+    def stop(self, requests, size):
+        """Stop it; it must have got *requests*. Return the seconds of CPU that they took."""
+        before = cpu_reaped()
+        served = super().stop().count(f'Got request to send {size} bytes.')
+        if served < requests:
+            raise Failure(f'{self.name}: has lost {requests - served} of {requests} requests')
+        return cpu_reaped() - before - self.cpu_before
 
 
 def ask(conn):
@@ -352,19 +333,19 @@ def ask(conn):
     while remaining:
         data = conn.recv(remaining)
         if not data:
-            raise Failure('a server has closed a connection too early')
+            raise ConnectionError('has closed a connection before the end of the reply')
         remaining -= len(data)
 
 
-def ask_for(server, seconds):
-    """Ask again and again; return how often, and the microseconds of the server's CPU for each."""
+def cpu_for_requests(server, seconds):
+    """Ask for so many seconds; return how often, and the server's CPU for each in microseconds."""
     with server.connect() as conn:
         ask(conn)
-        count, before, end = 0, cpu_now(server.pid), time.perf_counter() + seconds
+        count, before, end = 1, cpu_now(server.pid), time.perf_counter() + seconds
         while time.perf_counter() < end:
             ask(conn)
             count += 1
-        return count + 1, (cpu_now(server.pid) - before) / count * 1e6
+        return count, (cpu_now(server.pid) - before) / (count - 1) * 1e6
 
 
 def polite_waits(server, seconds):
@@ -379,18 +360,19 @@ def polite_waits(server, seconds):
     return waits
 
 
-def interleaved(names, rounds):
-    """Yield each name once a round; every other round runs backwards, so that no drift counts."""
-    for number in range(rounds):
-        for name in [*names][::-1 if number % 2 else 1]:
-            yield number + 1, name
+def sleeps(server):
+    """Wait until the whole server sleeps; return how often its children have gone to sleep."""
+    looks = [None]
 
+    def is_calm():  # two equal looks: during one, the parent may wake a child already looked at
+        texts = [pathlib.Path(f'/proc/{pid}/status').read_text()
+                 for pid in [server.pid, *server.children]]
+        looks.append([int(re.search(r'\nvoluntary_ctxt_switches:\s*(\d+)', text)[1])
+                      for text in texts])
+        return looks[-1] == looks[-2] and all('\nState:\tS' in text for text in texts)
 
-def raise_limit():
-    """Allow as many descriptors as can be had, here and in the servers; return the number."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most
+    wait_until(is_calm, f'{server.name}: does not come to rest')
+    return sum(looks[-1][1:])
 
 
 def cpu_now(pid):
@@ -404,20 +386,30 @@ def cpu_reaped():
     return usage.ru_utime + usage.ru_stime
 
 
-def status_of(pid):
-    """Return whether the process *pid* is asleep, and how often it has gone to sleep."""
-    text = pathlib.Path(f'/proc/{pid}/status').read_text()
-    return '\nState:\tS' in text, int(re.search(r'\nvoluntary_ctxt_switches:\s*(\d+)', text)[1])
+def group_is_gone(group):
+    """Return whether no process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
-def wait_until(condition, complaint):
+def wait_until(condition, complaint, seconds=PATIENCE):
     """Wait until *condition* returns something true, and return that."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > deadline:
             raise Failure(complaint)
         time.sleep(0.001)
     return result
+
+
+def interleaved(names, rounds):
+    """Yield each name once a round; every other round runs backwards, against a drift."""
+    for number in range(1, rounds + 1):
+        for name in [*names][::1 if number % 2 else -1]:
+            yield number, name
 
 
 # How it is shown.
@@ -435,48 +427,29 @@ def spread(values, places=0):
             f'{min(values):.{places}f}-{max(values):.{places}f}']
 
 
-def bar(value, longest):
-    """Return a cell to look at."""
-    return '#' * max(1, round(BAR * value / longest))
-
-
 def print_table(title, heading, *rows):
-    """Print a table for a literal block of reST: what names a row to the left, numbers right."""
+    """Print a table for a literal block of the page; names go to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(heading, *rows)]
-    to_the_right = [column > 0 and rows[0][column][0].isdigit() for column in range(len(widths))]
     rule = '  '.join('=' * width for width in widths)
-    lines = ['  '.join(cell.rjust(width) if right else cell.ljust(width)
-                       for cell, width, right in zip(row, widths, to_the_right)).rstrip()
+    lines = ['  '.join(cell.rjust(width) if sample[0].isdigit() else cell.ljust(width)
+                       for cell, width, sample in zip(row, widths, [' ', *rows[0][1:]])).rstrip()
              for row in [heading, *rows]]
     print('', title, '', rule, lines[0], rule, *lines[1:], rule, sep='\n', flush=True)
 
 
-def positive_number(text):
-    """Return *text* as a number from 1 up; argparse reports a ValueError."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
-
-
 def parse_options():
-    """Return the options of the command line, and what follows from them."""
+    """Return the options of the command line, with all that --quick or its absence sets."""
     parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', metavar='TABLE', choices=TABLES,
-                        help=f'make one table alone: {", ".join(TABLES)}')
-    parser.add_argument('--rounds', type=positive_number,
+    parser.add_argument('--only', choices=TABLES, help='make one table alone')
+    parser.add_argument('--rounds', type=int, choices=range(1, 100), metavar='N',
                         help='how often to measure everything (default: 5, or 1 with --quick)')
     parser.add_argument('--quick', action='store_true',
                         help='about 10 seconds, smaller crowds, rough figures')
     options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 5)
-    options.connections = 80 if options.quick else 800  # for each child of client.py
-    options.seconds = 0.05 if options.quick else 0.2    # amid each crowd
-    options.crowds = QUICK_CROWDS if options.quick else CROWDS
-    options.wakes = 20 if options.quick else 200        # connections
-    options.polite = 0.1 if options.quick else 1        # seconds beside a greedy neighbour
-    options.forks = 5 if options.quick else 50
-    return options
+    settings = QUICK if options.quick else FULL
+    return argparse.Namespace(**{**settings, 'rounds': options.rounds or settings['rounds'],
+                                 'only': options.only})
 
 
 started = time.perf_counter()
