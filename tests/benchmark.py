@@ -30,9 +30,10 @@ import time
 
 # What is measured.
 
-FULL = {'rounds': 5, 'connections': 800, 'seconds': 0.2, 'crowds': (0, 250, 900, 2500, 10_000),
-        'wakes': 200, 'polite_seconds': 1}
-QUICK = {'rounds': 1, 'connections': 60, 'seconds': 0.05, 'crowds': (0, 250, 900, 1200, 2500),
+ROUNDS = {'designs': 7, 'idle': 3, 'herd': 1, 'greedy': 3, 'fork': 3}
+FULL = {'connections': 600, 'idle_seconds': 0.2, 'crowds': (0, 250, 900, 2500, 10_000),
+        'wakes': 200, 'polite_seconds': 0.6}
+QUICK = {'connections': 60, 'idle_seconds': 0.05, 'crowds': (0, 250, 900, 1200, 2500),
          'wakes': 20, 'polite_seconds': 0.2}
 DESIGNS = {               # in the order of the page; a yardstick comes right after its server
     'server01': 'fork', 'ForkingTCPServer': 'socketserver',
@@ -107,17 +108,17 @@ def make_tables(options):
           f'{platform.python_version()}; {time.strftime("%Y-%m-%d")}', flush=True)
     try:
         for name in [options.only] if options.only else TABLES:
-            TABLES[name](options)
+            TABLES[name](options, options.rounds or (1 if options.quick else ROUNDS[name]))
     except (Failure, OSError) as error:
         sys.exit(f'{sys.argv[0]}: {error}')
 
 
 # The tables.
 
-def designs(options):
+def designs(options, rounds):
     """Load every server with client.py."""
     rates, cpu = {name: [] for name in DESIGNS}, {name: [] for name in DESIGNS}
-    for number, name in interleaved(DESIGNS, options.rounds):
+    for number, name in interleaved(DESIGNS, rounds):
         connections = int(options.connections * SLOW.get(name, 1))
         total = CLIENTS * connections
         with Server(name) as server:
@@ -139,7 +140,7 @@ def designs(options):
            *spread([b / a for a, b in zip(cpu[one], cpu[other])], 2)] for one, other in RATIOS))
 
 
-def idle(options):
+def idle(options, rounds):
     """Make requests on one connection, while a crowd of others is open and silent.
 
     They go to and fro, never two at a time. On two processors, half of the CPU would be spent
@@ -149,9 +150,11 @@ def idle(options):
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the servers inherit it, and this:
     os.sched_setaffinity(0, {max(processors := os.sched_getaffinity(0))})
     cpu = {(size, name): [] for size in options.crowds for name in IDLE}
-    for number, name in interleaved(IDLE, options.rounds):
+    for number, name in interleaved(IDLE, rounds):
         with Server(name) as server, contextlib.ExitStack() as crowd:
-            idlers, requests = [], 0
+            idlers, requests = [], 1
+            with server.connect() as conn:
+                ask(conn)  # when it has gone, malloc no longer maps asyncio's 256 KiB for every recv
             for size in options.crowds:
                 if size > (FD_SETSIZE if name == 'server02' else most) - SPARE:
                     break
@@ -160,7 +163,7 @@ def idle(options):
                                for _ in range(min(BATCH, size - len(idlers)))]
                     ask(idlers[-1])  # it is the last in the queue: all have been accepted
                     requests += 1
-                count, cost = cpu_for_requests(server, options.seconds)
+                count, cost = cpu_for_requests(server, options.idle_seconds)
                 requests += count
                 cpu[size, name].append(cost)
             if select.select(idlers[:BATCH], [], [], 0)[0]:  # nothing can come but the end
@@ -175,13 +178,13 @@ def idle(options):
           for size in options.crowds))
 
 
-def herd(options):
+def herd(options, rounds):
     """Count whom a connection wakes, by what it does next: it goes to sleep again."""
     rows = []
     for name, call in HERDS.items():
         accepting, serving = [], []
         with Server(name) as server:
-            for _ in range(options.wakes):
+            for _ in range(rounds * options.wakes):
                 asleep = sleeps(server)
                 with server.connect() as conn:
                     accepted = sleeps(server)  # one child now waits for the request,
@@ -189,17 +192,17 @@ def herd(options):
                     sleeps(server)             # and now for the end
                 accepting.append(accepted - asleep)
                 serving.append(sleeps(server) - accepted)
-            server.stop(options.wakes, SMALL_SIZE)
+            server.stop(len(serving), SMALL_SIZE)
         rows.append([name, call, *spread(accepting), *spread(serving)])
         progress(f'herd: {name}, {rows[-1][2]} for a connection')
     print_table(f'Herd: how often one connection sends any of {POOL} children to sleep',
                 ['server', 'wait in', 'to accept', 'min-max', 'to serve', 'min-max'], *rows)
 
 
-def greedy(options):
+def greedy(options, rounds):
     """Be polite, first alone, then beside a client that pipelines requests without end."""
     alone, beside, worst = [{name: [] for name in GREEDY} for _ in range(3)]
-    for number, name in interleaved(GREEDY, options.rounds):
+    for number, name in interleaved(GREEDY, rounds):
         with Server(name, pool=NEIGHBOURS + FREE) as server:
             before = polite_waits(server, options.polite_seconds / 4)
             neighbour = Program(f'greedy_client.py against {name}', 'tests/greedy_client.py',
@@ -221,10 +224,10 @@ def greedy(options):
     print(f'\n{LIMIT * 1000} ms: there was no reply by then, and the client gave up.')
 
 
-def fork(options):
+def fork(options, rounds):
     """Have processes of several sizes fork, and start threads."""
     costs = {size: [] for size in MEGABYTES}
-    for number, size in interleaved(MEGABYTES, options.rounds):
+    for number, size in interleaved(MEGABYTES, rounds):
         output = Program('fork_cost.py', 'tests/fork_cost.py', size).wait()
         costs[size].append([int(cost) for cost in re.findall(r'(\d+) us', output)])
         progress(f'fork, round {number}: {costs[size][-1][0]} us with {size} MB more')
@@ -443,13 +446,12 @@ def parse_options():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=TABLES, help='make one table alone')
     parser.add_argument('--rounds', type=int, choices=range(1, 100), metavar='N',
-                        help='how often to measure everything (default: 5, or 1 with --quick)')
+                        help=f'how often to measure (default: {ROUNDS}; 1 with --quick)')
     parser.add_argument('--quick', action='store_true',
                         help='about 10 seconds, smaller crowds, rough figures')
     options = parser.parse_args()
-    settings = QUICK if options.quick else FULL
-    return argparse.Namespace(**{**settings, 'rounds': options.rounds or settings['rounds'],
-                                 'only': options.only})
+    vars(options).update(QUICK if options.quick else FULL)
+    return options
 
 
 started = time.perf_counter()
