@@ -28,7 +28,7 @@ def start_and_join():
     thread.join()
 
 
-data = [bytes(OBJECT) for _ in range(int(sys.argv[1]) * 1024)]  # small, or huge pages may help
+data = [bytes(OBJECT) for _ in range(int(sys.argv[1]) * 1024)]  # small, so that no huge page helps
 for action in fork_and_wait, start_and_join:
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < SECONDS:

@@ -17,8 +17,6 @@ import socket
 
 BACKLOG = 1024            # connections
 BLOCK = b'x' * 64 * 1024
-UNSENT = 128 * 1024       # bytes that the kernel takes before it can send them
-USER_TIMEOUT = 10_000     # milliseconds
 
 
 async def handle(reader, writer):
@@ -33,11 +31,10 @@ async def handle(reader, writer):
         await writer.wait_closed()
 
 
-async def serve(host, port):
-    listener = socket.create_server((host, port), backlog=BACKLOG)
-    for option, value in ((socket.TCP_NOTSENT_LOWAT, UNSENT),  # asyncio sets TCP_NODELAY itself
-                          (socket.TCP_USER_TIMEOUT, USER_TIMEOUT)):
-        listener.setsockopt(socket.IPPROTO_TCP, option, value)
+async def serve(address):
+    listener = socket.create_server(address, backlog=BACKLOG)  # asyncio sets TCP_NODELAY itself
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
     server = await asyncio.start_server(handle, sock=listener, backlog=BACKLOG)
     os.write(1, f'Listening on port {listener.getsockname()[1]} ...\n'.encode())
     async with server:
@@ -50,7 +47,7 @@ def main():
     parser.add_argument('-p', '--port', type=int, default=2000)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, lambda signum, frame: os._exit(0))
-    asyncio.run(serve(options.host, options.port))
+    asyncio.run(serve((options.host, options.port)))
 
 
 if __name__ == '__main__':

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """A yardstick: the service of the collection with socketserver, as its manual shows it.
 
-It does what server01.py or server05.py does: the same lines, reply blocks, backlog, timeout and
-options of the listener, the same stack for a thread. Not equal, and to its favour: it checks a
-request less strictly, it can have any number of threads, and they are daemons, which it need not
-keep a list of.
+It does what server01.py or server05.py does: the same lines, reply blocks, backlog, timeout, stack
+and options of the listener. Not equal, and to its favour: it checks a request less strictly, it
+sets no limit to its threads, and they are daemons, of which it need not keep a list.
 
 Try:       python3 tests/yardstick_socketserver.py ForkingTCPServer
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
@@ -18,11 +17,8 @@ import socket
 import socketserver
 import threading
 
-BACKLOG = 1024            # connections; by default 5, and each one dropped waits for a second
 BLOCK = b'x' * 64 * 1024
 TIMEOUT = 10              # seconds
-UNSENT = 128 * 1024       # bytes that the kernel takes before it can send them
-STACK = 256 * 1024        # bytes
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -44,13 +40,12 @@ def main():
     parser.add_argument('-p', '--port', type=int, default=2000)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # even if ignored
-    threading.stack_size(STACK)
+    threading.stack_size(256 * 1024)
     design = getattr(socketserver, options.design)
-    design.request_queue_size = BACKLOG
-    design.allow_reuse_address = True
-    design.daemon_threads = True
+    design.request_queue_size = 1024
+    design.allow_reuse_address = design.daemon_threads = True
     with design((options.host, options.port), Handler) as server:
-        for option, value in ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, UNSENT),
+        for option, value in ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 128 * 1024),
                               (socket.TCP_USER_TIMEOUT, TIMEOUT * 1000)):
             server.socket.setsockopt(socket.IPPROTO_TCP, option, value)  # connections inherit it
         with contextlib.suppress(KeyboardInterrupt):
