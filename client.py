@@ -19,163 +19,125 @@ import socket
 import sys
 import time
 
-CHUNK = 64 * 1024         # bytes, the most to take at once
-MAX_POOL = 10_000         # more would bring most machines down
-TIMEOUT = 30              # seconds to wait for a byte; a pool full of idlers clears in 10
 STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGCHLD}
+RECV_SIZE = 64 * 1024     # bytes, the most to take at once
+MAX_POOL = 10_000         # more would bring most machines down
+TIMEOUT = 30              # seconds to wait for a byte; a pool full of idlers clears in 10
 
 children = {}             # process ID -> number of the child
 
 
-def say(line, stream=sys.stdout):
-    """Write *line* by one system call, so that others cannot split it and no buffer holds it.
-
-    A buffer would be copied by fork and dropped by os._exit.
-    """
-    try:
-        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
-        pass
-
-
-def fetch(address, size):
-    """Make one connection, ask for *size* bytes and read them; return the address in numbers.
-
-    Raise EOFError if the server ends the reply early, OSError if the network fails.
-    """
-    with socket.create_connection(address, TIMEOUT) as conn:
-        with contextlib.suppress(OSError):  # it has been reset already: the next call tells
-            address = socket.getnameinfo(conn.getpeername(),
-                                         socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-        conn.sendall(b'%d\n' % size)
-        remaining = size
-        while remaining:  # one recv is not one reply
-            data = conn.recv(min(remaining, CHUNK))
-            if not data:
-                raise EOFError(f'Server returned only {size - remaining} of {size} bytes')
-            remaining -= len(data)
-    return address
-
-
-def run(number, options, served):
-    """Do the work of one child; return its exit status."""
-    address = options.host, options.port
-    try:
-        for _ in range(options.con_num):
-            address = fetch(address, options.bytes)  # the name is looked up only once
-            served[number] += 1
-    except (OSError, EOFError, UnicodeError) as error:  # UnicodeError: no name looks like this
-        say(f'Child {number}: {getattr(error, "strerror", None) or error}', sys.stderr)
-        return 1
-    say(f'Child {number} is done')
-    return 0
+def main():
+    options = parse_options()
+    served = memoryview(mmap.mmap(-1, 8 * options.child_num)).cast('Q')  # shared; one for each
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they stay pending until sigwait
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
+    start = time.perf_counter()
+    for number in range(options.child_num):
+        start_child(number, options, served)
+    while children and signal.sigwait(SIGNALS) not in STOP:
+        reap()
+    stop_children()
+    seconds = time.perf_counter() - start
+    done = sum(served)
+    log(f'{done} connections, {done * options.bytes} bytes in {seconds:.2f} seconds:'
+        f' {done / seconds:.0f} connections per second')
+    sys.exit(0 if done == options.child_num * options.con_num else 1)
 
 
 def start_child(number, options, served):
-    """Fork a child; raise OSError if there can be none."""
-    pid = os.fork()
+    """Fork a child that does its share of the work and exits."""
+    if signal.sigpending() & STOP:
+        return
+    try:
+        pid = os.fork()
+    except OSError as error:  # no process can be had: this child only
+        log(f'Child {number}: {error.strerror}', sys.stderr)
+        return
     if pid == 0:
-        status = 1
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            status = run(number, options, served)
-        except Exception:
-            sys.excepthook(*sys.exc_info())  # os._exit would swallow the traceback
-        finally:
-            os._exit(status)  # whatever happens: no child may return into its parent's loop
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        run(number, options, served)
+        os._exit(0)  # a child must not return into its parent's loop
     children[pid] = number
 
 
+def run(number, options, served):
+    """Make the connections of one child, and count those that succeed in *served*."""
+    try:
+        # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
+        family, *_, address = min(socket.getaddrinfo(options.host, options.port,
+                                                     type=socket.SOCK_STREAM))
+        for _ in range(options.con_num):
+            fetch(family, address, options.bytes)
+            served[number] += 1  # only this child writes here, so no count is lost
+    except (OSError, EOFError, UnicodeError) as error:  # UnicodeError: no name looks like this
+        log(f'Child {number}: {getattr(error, "strerror", None) or error}', sys.stderr)
+    else:
+        log(f'Child {number} is done')
+
+
+def fetch(family, address, size):
+    """Make one connection and read *size* bytes; raise EOFError if the server sends fewer."""
+    with socket.socket(family) as conn:
+        conn.settimeout(TIMEOUT)
+        conn.connect(address)
+        conn.sendall(b'%d\n' % size)
+        remaining = size
+        while remaining:  # one recv is not one reply
+            data = conn.recv(min(remaining, RECV_SIZE))
+            if not data:
+                raise EOFError(f'Server returned only {size - remaining} of {size} bytes')
+            remaining -= len(data)
+
+
 def reap():
-    """Collect the children that have ended; return how many of them failed."""
-    failed = 0
-    with contextlib.suppress(ChildProcessError):  # there are no more
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            pid, status = ended
-            number = children.pop(pid, None)
-            if number is not None and status:
-                failed += 1
-                if os.WIFSIGNALED(status):  # it could not speak for itself
-                    say(f'Child {number}: killed by signal {os.WTERMSIG(status)}', sys.stderr)
-    return failed
+    """Collect the children that have ended; report one that a signal has killed."""
+    while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+        pid, status = ended
+        number = children.pop(pid, None)
+        if number is not None and os.WIFSIGNALED(status):  # it could not report that itself
+            log(f'Child {number}: killed by signal {os.WTERMSIG(status)}', sys.stderr)
 
 
 def stop_children():
-    """Kill the children and wait until they are gone.
-
-    They have nothing to save, and only SIGKILL ends one that somebody has stopped.
-    """
-    for pid in list(children):  # a copy: in server01.py a handler may change it
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    """Kill the children, who have nothing to save, and wait until they are gone."""
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
+        os.waitpid(pid, 0)
 
 
-def port_number(text):
-    """Return *text* as a number from 0 to 65535; argparse reports a ValueError."""
-    if not 0 <= int(text) <= 65535:
-        raise ValueError(text)
-    return int(text)
+# The rest: output and options.
 
-
-def pool_size(text):
-    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
-    if not 1 <= int(text) <= MAX_POOL:
-        raise ValueError(text)
-    return int(text)
-
-
-def positive_number(text):
-    """Return *text* as a number from 1 up; argparse reports a ValueError."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+def log(line, stream=sys.stdout):
+    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
+        os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 
 
 def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-i', '--host', default='localhost',
                         help='name or address of the server (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=port_number, default=2000,
+    parser.add_argument('-p', '--port', type=int, default=2000,
                         help='port of the server (default: %(default)s)')
-    parser.add_argument('-c', '--child-num', type=pool_size, default=5,
+    parser.add_argument('-c', '--child-num', type=int, default=5,
                         help='number of children (default: %(default)s)')
-    parser.add_argument('-t', '--con-num', type=positive_number, default=500,
+    parser.add_argument('-t', '--con-num', type=int, default=500,
                         help='connections that each child makes (default: %(default)s)')
-    parser.add_argument('-b', '--bytes', type=positive_number, default=3000,
+    parser.add_argument('-b', '--bytes', type=int, default=3000,
                         help='bytes to ask for on each connection (default: %(default)s)')
-    return parser.parse_args()
-
-
-def main():
-    options = parse_options()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until sigwait takes them: no race
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)
-    served = memoryview(mmap.mmap(-1, 8 * options.child_num)).cast('Q')  # each child has its own
-    failed = 0
-    start = time.perf_counter()
-    for number in range(options.child_num):
-        if signal.sigpending() & STOP:
-            break
-        try:
-            start_child(number, options, served)
-        except OSError as error:
-            say(f'Child {number}: {error.strerror}', sys.stderr)
-            failed += 1
-    while children or signal.sigpending() & STOP:
-        if signal.sigwait(SIGNALS) in STOP:
-            stop_children()
-            failed += 1
-            break
-        failed += reap()
-    seconds = time.perf_counter() - start
-    say(f'{sum(served)} connections, {sum(served) * options.bytes} bytes in {seconds:.2f} seconds:'
-        f' {sum(served) / seconds:.0f} connections per second')
-    sys.exit(1 if failed else 0)
+    options = parser.parse_args()
+    if not 0 <= options.port <= 65535:
+        parser.error(f'port {options.port} is not from 0 to 65535')
+    if not 1 <= options.child_num <= MAX_POOL:
+        parser.error(f'{options.child_num} children are not from 1 to {MAX_POOL}')
+    if options.con_num < 1 or options.bytes < 1:
+        parser.error(f'{options.con_num} connections of {options.bytes} bytes are too few')
+    return options
 
 
 if __name__ == '__main__':

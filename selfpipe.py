@@ -2,8 +2,8 @@
 """The self-pipe trick: a signal that select cannot miss.
 
 The signal becomes a byte in a pipe, and the pipe is one of the descriptors
-that select watches. The byte stays there until somebody reads it, so it does
-not matter whether the signal comes before select or during it.
+that select watches. The byte stays there until it is read, so it does not
+matter whether the signal comes before select or during it.
 
 Try:       python3 selfpipe.py -s 10
            kill -USR1 PID    while it sleeps
@@ -17,32 +17,11 @@ import signal
 import time
 
 
-def handler(signum, frame):
-    """Do nothing, but be there: without a handler, the signal would kill us."""
-
-
-def seconds(text):
-    """Return *text* as a number from 0 up; argparse reports a ValueError."""
-    if not 0 <= float(text) < 1e9:
-        raise ValueError(text)
-    return float(text)
-
-
-def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-s', '--secs', type=seconds, default=0,
-                        help='how long to sleep before select (default: %(default)s)')
-    return parser.parse_args()
-
-
 def main():
     options = parse_options()
     quiet, _ = os.pipe()  # stands for a client that says nothing
 
-    # 1. Create a pipe and make both of its ends nonblocking. It comes before the handler, which
-    #    writes to it.
+    # 1. Create a pipe and make both of its ends nonblocking.
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     os.set_blocking(write_end, False)
@@ -50,16 +29,18 @@ def main():
     # 2. Have select watch the read end, among the others.
     watched = [quiet, read_end]
 
-    # 3. Install a handler that writes a byte to the pipe. It must be the one in C that Python
-    #    installs: it runs at once. Ours runs only later, between two steps of the program, and
-    #    select may have blocked by then. When the pipe is full, one more byte tells nothing new.
+    # 3. Install a handler that writes a byte to the pipe. It must be the handler in C, which runs
+    #    at once: the one in Python runs between two steps of the program, and select may have
+    #    blocked by then. In a full pipe, one more byte of the only signal tells nothing new.
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     signal.signal(signal.SIGUSR1, handler)
     print(f'PID: {os.getpid()}', flush=True)
-    time.sleep(options.secs)
+    if options.secs:
+        print(f'Sleep for {options.secs:g} secs', flush=True)
+        time.sleep(options.secs)
 
-    # 4. When select returns, look at the pipe: if it is readable, the signal has come.
+    # 4. When select returns, check the pipe: if it is readable, the signal has come.
     readable, _, _ = select.select(watched, [], [])
     if read_end in readable:
 
@@ -69,8 +50,26 @@ def main():
                 pass
         except BlockingIOError:  # the pipe is empty
             pass
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # one at exit would kill us
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # another, at exit, would kill us
         print('Got signal')
+
+
+def handler(signum, frame):
+    """Do nothing; but without a handler in Python, the signal would kill the process."""
+
+
+# The rest: options.
+
+def parse_options():
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-s', '--secs', type=float, default=0,
+                        help='how long to sleep before select (default: %(default)s)')
+    options = parser.parse_args()
+    if not 0 <= options.secs < 1e9:
+        parser.error(f'{options.secs} seconds are not from 0 to a billion')
+    return options
 
 
 if __name__ == '__main__':

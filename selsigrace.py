@@ -19,35 +19,6 @@ got_signal = False
 in_select = False
 
 
-def handler(signum, frame):
-    """Note the signal, and end select if it is waiting.
-
-    Since Python 3.5 select goes on waiting after a signal unless the handler raises (PEP 475);
-    before, the kernel's EINTR ended it. Either way, a signal before select has no select to end.
-    """
-    global got_signal, in_select
-    got_signal = True
-    if in_select:
-        in_select = False  # once: a second signal must not spoil what the first has started
-        raise InterruptedError
-
-
-def seconds(text):
-    """Return *text* as a number from 0 up; argparse reports a ValueError."""
-    if not 0 <= float(text) < 1e9:
-        raise ValueError(text)
-    return float(text)
-
-
-def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-s', '--secs', type=seconds, default=10,
-                        help='how long to sleep before select (default: %(default)s)')
-    return parser.parse_args()
-
-
 def main():
     global in_select
     options = parse_options()
@@ -66,9 +37,36 @@ def main():
         select.select([quiet], [], [])
     except InterruptedError:
         pass
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # one at exit would kill us
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # another, at exit, would kill us
     if got_signal:
         print('Got signal')
+
+
+def handler(signum, frame):
+    """Note the signal, and end select if it is waiting.
+
+    Since Python 3.5 select goes on waiting after a signal unless the handler raises (PEP 475);
+    before, the kernel's EINTR ended it. Either way, a signal before select has none to end.
+    """
+    global got_signal, in_select
+    got_signal = True
+    if in_select:
+        in_select = False  # once: a second signal must not spoil what the first has started
+        raise InterruptedError
+
+
+# The rest: options.
+
+def parse_options():
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-s', '--secs', type=float, default=10,
+                        help='how long to sleep before select (default: %(default)s)')
+    options = parser.parse_args()
+    if not 0 <= options.secs < 1e9:
+        parser.error(f'{options.secs} seconds are not from 0 to a billion')
+    return options
 
 
 if __name__ == '__main__':

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """TCP preforked server, children call accept.
 
-The parent forks a pool of children once, before any client comes. All of them
-block in accept on the one listening socket; the kernel hands each connection
-to one of them. The parent only watches over the pool.
+The parent forks a pool of children before any client comes. All of them block
+in accept on one listening socket; the kernel gives each connection to one.
 
 Try:       python3 server03.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
@@ -19,46 +18,83 @@ import socket
 import sys
 import time
 
-BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
-                          # each one dropped tries again only after a second
-BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
-MAX_BYTES = 2 ** 30       # bytes that one request may ask for
-MAX_POOL = 10_000         # more would bring most machines down
-MAX_LINE = 32             # bytes that one request may take up
-RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
-TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-RETRY = 0.1               # seconds until accept is tried again after an error
 STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGCHLD, signal.SIGALRM}
+RETRY = 0.1               # seconds until accept is tried again after an error
 
-children = set()          # process IDs
-
-
-def say(line, stream=sys.stdout):
-    """Write *line* by one system call, so that others cannot split it and no buffer holds it.
-
-    A buffer would be copied by fork and dropped by os._exit.
-    """
-    try:
-        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
-        pass
+children = set()          # process IDs of those that have not been reaped
 
 
-def parse_request(line):
-    """Return the number of bytes that *line* asks for; raise ValueError if it is no request."""
-    digits = line.removesuffix(b'\r')
-    if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
-        raise ValueError(f'bad request {line[:MAX_LINE]!r}')
-    return int(digits)
+def main():
+    options = parse_options()
+    with listen(options.host, options.port) as listener:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they stay pending until sigwait
+        log(f'Listening on port {listener.getsockname()[1]} ...')
+        fill_pool(listener, options.child_num)
+        while signal.sigwait(SIGNALS) not in STOP:
+            reap()
+            fill_pool(listener, options.child_num)
+    stop_children()
 
 
-def handle(conn):
-    """Serve one request after another on *conn*, until the client closes it."""
-    try:
-        host, port = conn.getpeername()[:2]
-        conn.settimeout(TIMEOUT)
-        received = b''
+def fill_pool(listener, size):
+    """Fork the children that are missing."""
+    while len(children) < size and not signal.sigpending() & STOP:
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process can be had
+            log(f'cannot start a child: {error}', sys.stderr)
+            signal.alarm(1)  # second; then SIGALRM ends the sigwait in main()
+            return
+        if pid == 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            log(f'Child started with PID: {os.getpid()}')
+            serve(listener)  # never returns: a child must not enter its parent's loop
+        children.add(pid)
+
+
+def serve(listener):
+    """Serve one connection after another, for ever."""
+    while True:
+        try:
+            handle(*listener.accept())
+        except OSError:  # out of descriptors: the client waits in the kernel's queue
+            time.sleep(RETRY)
+
+
+def reap():
+    """Collect the children that have ended; each would stay a zombie."""
+    while children and (pid := os.waitpid(-1, os.WNOHANG)[0]):
+        children.discard(pid)
+
+
+def stop_children():
+    """Kill the children, who have nothing to save, and wait until they are gone."""
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
+        os.waitpid(pid, 0)
+
+
+# The service: the same in every server; read it once, in server01.py.
+
+BLOCK = b'x' * 64 * 1024  # replies are sent from this block, however long they are
+MAX_BYTES = 2 ** 30       # bytes that one request may ask for
+MAX_LINE = 32             # bytes that one request may take up
+RECV_SIZE = 1024          # bytes; more than a line, as closing with some unread would send RST
+TIMEOUT = 10              # seconds that a client may be silent, or stop reading
+MAX_POOL = 10_000         # more would bring most machines down
+BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
+LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
+    'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
+    'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+
+
+def handle(conn, address):
+    """Serve one request after another on *conn* until the client closes it; close it, too."""
+    conn.settimeout(TIMEOUT)
+    received = b''
+    with conn, contextlib.suppress(OSError):  # reset, or timed out: this client only
         while True:
             while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
                 data = conn.recv(RECV_SIZE)
@@ -68,123 +104,55 @@ def handle(conn):
             if not received:
                 return
             line, _, received = received.partition(b'\n')
-            remaining = parse_request(line)
-            say(f'Got request to send {remaining} bytes. Sending them all...')
+            digits = line.removesuffix(b'\r')
+            if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
+                log(f'{address[0]} port {address[1]}: bad request {line[:MAX_LINE]!r}', sys.stderr)
+                return
+            remaining = int(digits)
+            log(f'Got request to send {remaining} bytes. Sending them all...')
             while remaining:  # one send does not send all
                 remaining -= conn.send(BLOCK[:remaining])
-    except ValueError as error:
-        say(f'{host} port {port}: {error}', sys.stderr)
-    except OSError:  # the client has reset the connection or let the time run out
-        pass
 
 
-def port_number(text):
-    """Return *text* as a number from 0 to 65535; argparse reports a ValueError."""
-    if not 0 <= int(text) <= 65535:
-        raise ValueError(text)
-    return int(text)
-
-
-def pool_size(text):
-    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
-    if not 1 <= int(text) <= MAX_POOL:
-        raise ValueError(text)
-    return int(text)
+def log(line, stream=sys.stdout):
+    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
+        os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 
 
 def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-i', '--host', default='localhost',
                         help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=port_number, default=2000,
+    parser.add_argument('-p', '--port', type=int, default=2000,
                         help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=pool_size, default=10,
+    parser.add_argument('-n', '--child-num', type=int, default=10,
                         help='size of the pool (default: %(default)s)')
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not 0 <= options.port <= 65535:
+        parser.error(f'port {options.port} is not from 0 to 65535')
+    if not 1 <= options.child_num <= MAX_POOL:
+        parser.error(f'a pool of {options.child_num} is not from 1 to {MAX_POOL}')
+    return options
 
 
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
+    for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
+        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
-        # The least is IPv4, if the name has both.
+        # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
-        say(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
+        log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
-    say(f'Listening on port {listener.getsockname()[1]} ...')
+    for name, value in LISTENER_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return listener
-
-
-def accept(listener):
-    """Return the next connection. Out of descriptors, leave it in the kernel's queue a while."""
-    while True:
-        try:
-            return listener.accept()[0]
-        except OSError:
-            time.sleep(RETRY)
-
-
-def serve(listener):
-    """Serve one connection after another, for ever."""
-    while True:
-        with accept(listener) as conn:
-            handle(conn)
-
-
-def start_child(listener):
-    """Fork a child that serves until it is killed; raise OSError if there can be none."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            say(f'Child started with PID: {os.getpid()}')
-            serve(listener)
-        except Exception:
-            sys.excepthook(*sys.exc_info())  # os._exit would swallow the traceback
-        finally:
-            os._exit(1)  # whatever happens: no child may return into its parent's loop
-    children.add(pid)
-
-
-def reap():
-    """Collect the children that have ended; each would stay a zombie."""
-    with contextlib.suppress(ChildProcessError):  # there are no more
-        while pid := os.waitpid(-1, os.WNOHANG)[0]:
-            children.discard(pid)
-
-
-def stop_children():
-    """Kill the children and wait until they are gone.
-
-    They have nothing to save, and only SIGKILL ends one that somebody has stopped.
-    """
-    for pid in list(children):  # a copy: in server01.py a handler may change it
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-def main():
-    options = parse_options()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until sigwait takes them: no race
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)  # SIGINT is ignored in a background job of sh
-    with listen(options.host, options.port) as listener:
-        signum = None
-        while signum not in STOP:
-            reap()
-            try:
-                while len(children) < options.child_num and not signal.sigpending() & STOP:
-                    start_child(listener)
-            except OSError as error:
-                say(f'cannot start a child: {error}', sys.stderr)
-                signal.alarm(1)  # second; then SIGALRM has us try again
-            signum = signal.sigwait(SIGNALS)
-    stop_children()
 
 
 if __name__ == '__main__':

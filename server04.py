@@ -13,54 +13,135 @@ See also:  server03.py (the children accept for themselves).
 import argparse
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import time
 
-BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
-                          # each one dropped tries again only after a second
-BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
-MAX_BYTES = 2 ** 30       # bytes that one request may ask for
-MAX_POOL = 10_000         # more would bring most machines down
-MAX_LINE = 32             # bytes that one request may take up
-RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
-TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-RETRY = 0.1               # seconds until accept is tried again after an error
-TICK = 0.5                # seconds; no wait of the parent is longer: it hears signals by then
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
+STOP = {signal.SIGINT, signal.SIGTERM}
+TICK = 0.1                # seconds; the main loop checks for signals at least this often
 
-children = {}             # process ID -> channel: our end of the socket pair that we share
-idle = []                 # process IDs of the children without a connection, longest idle first
+children = {}             # process ID -> channel: our end of a pair of Unix sockets
+idle = []                 # process IDs of those that wait for a connection, longest first
 poller = select.poll()    # watches the channels, and the listener while a child is idle
 
 
-def say(line, stream=sys.stdout):
-    """Write *line* by one system call, so that others cannot split it and no buffer holds it.
+def main():
+    options = parse_options()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each child takes a descriptor
+    with listen(options.host, options.port) as listener:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # from now on they stay pending
+        log(f'Listening on port {listener.getsockname()[1]} ...')
+        listener.setblocking(False)
+        next_try = 0
+        while not signal.sigpending() & STOP:
+            if time.monotonic() >= next_try:
+                next_try = fill_pool(listener, options.child_num)
+            poller.register(listener, select.POLLIN if idle else 0)  # if none: clients queue up
+            ready = dict(poller.poll(TICK * 1000))  # milliseconds
+            for pid in [pid for pid in children if children[pid].fileno() in ready]:
+                hear_from(pid)
+            if idle and listener.fileno() in ready:
+                pass_connection(listener)
+    stop_children()
+    os._exit(0)  # and leave it to the kernel to close the channels
 
-    A buffer would be copied by fork and dropped by os._exit.
-    """
+
+def fill_pool(listener, size):
+    """Fork the children that are missing; return the time before which not to try again."""
+    while len(children) < size and not signal.sigpending() & STOP:
+        pair = ()
+        try:
+            pair = ours, theirs = socket.socketpair()  # one stays open: accept can have the other
+            pid = os.fork()
+        except OSError as error:  # no process or no descriptors can be had
+            for channel in pair:
+                channel.close()
+            log(f'cannot start a child: {error}', sys.stderr)
+            return time.monotonic() + 1  # second
+        if pid == 0:
+            for inherited in [listener, ours, *children.values()]:
+                inherited.close()  # end of file comes only when the last copy is closed
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+            log(f'Child started with PID: {os.getpid()}')
+            serve(theirs)
+            os._exit(0)  # a child must not return into its parent's loop
+        theirs.close()  # so that end of file in ours means: this child is dead
+        children[pid] = ours
+        poller.register(ours, select.POLLIN)
+    return 0
+
+
+def serve(channel):
+    """Serve one connection after another out of *channel*, until the parent has gone."""
+    with contextlib.suppress(ConnectionError):  # send fails when it has gone
+        while True:
+            channel.send(b'.')  # idle
+            message, descriptors, _, _ = socket.recv_fds(channel, 100, 1)
+            for descriptor in descriptors:  # there is none if we had no room for it
+                handle(socket.socket(fileno=descriptor), message.decode().split())
+
+
+def hear_from(pid):
+    """Note that a child is idle, if it has sent a byte, or dead, if there is end of file."""
+    with contextlib.suppress(ConnectionError):  # dead, too: it has left a message unread
+        if children[pid].recv(1):
+            idle.append(pid)
+            return
+    if pid in idle:
+        idle.remove(pid)
+    poller.unregister(children[pid])
+    children.pop(pid).close()
+    os.waitpid(pid, 0)
+
+
+def pass_connection(listener):
+    """Accept a connection and pass it to the child that has been idle longest."""
     try:
-        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
-        pass
+        conn, address = listener.accept()
+    except OSError:  # out of descriptors: the client waits in the kernel's queue
+        time.sleep(TICK)
+        return
+    with conn:  # the child gets its own copy
+        message = f'{address[0]} {address[1]}'.encode()  # no descriptor travels alone: unix(7)
+        for pid in idle:
+            with contextlib.suppress(OSError):  # it has just died: the next one, then
+                socket.send_fds(children[pid], [message], [conn.fileno()])
+                idle.remove(pid)
+                return
+    log(f'{address[0]} port {address[1]}: cannot be passed to a child', sys.stderr)
 
 
-def parse_request(line):
-    """Return the number of bytes that *line* asks for; raise ValueError if it is no request."""
-    digits = line.removesuffix(b'\r')
-    if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
-        raise ValueError(f'bad request {line[:MAX_LINE]!r}')
-    return int(digits)
+def stop_children():
+    """Kill the children, who have nothing to save, and wait until they are gone."""
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
+        os.waitpid(pid, 0)
 
 
-def handle(conn):
-    """Serve one request after another on *conn*, until the client closes it."""
-    try:
-        host, port = conn.getpeername()[:2]
-        conn.settimeout(TIMEOUT)
-        received = b''
+# The service: the same in every server; read it once, in server01.py.
+
+BLOCK = b'x' * 64 * 1024  # replies are sent from this block, however long they are
+MAX_BYTES = 2 ** 30       # bytes that one request may ask for
+MAX_LINE = 32             # bytes that one request may take up
+RECV_SIZE = 1024          # bytes; more than a line, as closing with some unread would send RST
+TIMEOUT = 10              # seconds that a client may be silent, or stop reading
+MAX_POOL = 10_000         # more would bring most machines down
+BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
+LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
+    'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
+    'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+
+
+def handle(conn, address):
+    """Serve one request after another on *conn* until the client closes it; close it, too."""
+    conn.settimeout(TIMEOUT)
+    received = b''
+    with conn, contextlib.suppress(OSError):  # reset, or timed out: this client only
         while True:
             while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
                 data = conn.recv(RECV_SIZE)
@@ -70,189 +151,55 @@ def handle(conn):
             if not received:
                 return
             line, _, received = received.partition(b'\n')
-            remaining = parse_request(line)
-            say(f'Got request to send {remaining} bytes. Sending them all...')
+            digits = line.removesuffix(b'\r')
+            if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
+                log(f'{address[0]} port {address[1]}: bad request {line[:MAX_LINE]!r}', sys.stderr)
+                return
+            remaining = int(digits)
+            log(f'Got request to send {remaining} bytes. Sending them all...')
             while remaining:  # one send does not send all
                 remaining -= conn.send(BLOCK[:remaining])
-    except ValueError as error:
-        say(f'{host} port {port}: {error}', sys.stderr)
-    except OSError:  # the client has reset the connection or let the time run out
-        pass
 
 
-def port_number(text):
-    """Return *text* as a number from 0 to 65535; argparse reports a ValueError."""
-    if not 0 <= int(text) <= 65535:
-        raise ValueError(text)
-    return int(text)
-
-
-def pool_size(text):
-    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
-    if not 1 <= int(text) <= MAX_POOL:
-        raise ValueError(text)
-    return int(text)
+def log(line, stream=sys.stdout):
+    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
+        os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 
 
 def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-i', '--host', default='localhost',
                         help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=port_number, default=2000,
+    parser.add_argument('-p', '--port', type=int, default=2000,
                         help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=pool_size, default=10,
+    parser.add_argument('-n', '--child-num', type=int, default=10,
                         help='size of the pool (default: %(default)s)')
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not 0 <= options.port <= 65535:
+        parser.error(f'port {options.port} is not from 0 to 65535')
+    if not 1 <= options.child_num <= MAX_POOL:
+        parser.error(f'a pool of {options.child_num} is not from 1 to {MAX_POOL}')
+    return options
 
 
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
+    for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
+        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
-        # The least is IPv4, if the name has both.
+        # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
-        say(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
+        log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
-    say(f'Listening on port {listener.getsockname()[1]} ...')
+    for name, value in LISTENER_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return listener
-
-
-def accept(listener):
-    """Return the next connection. Out of descriptors, leave it in the kernel's queue a while."""
-    while True:
-        try:
-            return listener.accept()[0]
-        except OSError:
-            time.sleep(RETRY)
-
-
-def serve(channel):
-    """Serve one connection after another out of *channel*, until the parent has gone."""
-    with contextlib.suppress(ConnectionError):  # it has gone while we were busy
-        while True:
-            message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-            if not message:
-                return
-            for descriptor in descriptors:  # there is none if we had no room for it
-                with socket.socket(fileno=descriptor) as conn:
-                    handle(conn)
-            channel.send(b'.')  # idle again
-
-
-def start_child(*unneeded):
-    """Fork a child that serves until it is killed; raise OSError if there can be none.
-
-    It closes the *unneeded* sockets, which are its parent's business.
-    """
-    with socket.socket():  # fail rather than take the last descriptor: a connection needs it
-        ours, theirs = socket.socketpair()
-    with theirs:  # closed in the parent, so that end of file in ours means: this child is dead
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            raise
-        if pid == 0:
-            try:
-                for inherited in [*unneeded, ours, *children.values()]:
-                    inherited.close()  # as long as one copy is open, nobody sees the end
-                children.clear()  # they are the parent's: stop() must not kill them from here
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-                say(f'Child started with PID: {os.getpid()}')
-                serve(theirs)
-            except Exception:
-                sys.excepthook(*sys.exc_info())  # os._exit would swallow the traceback
-            finally:
-                os._exit(1)  # whatever happens: no child may return into its parent's loop
-    children[pid] = ours
-    idle.append(pid)
-    poller.register(ours, select.POLLIN)
-
-
-def listen_to(pid):
-    """Hear from a child: a byte says that it is idle again, end of file that it is dead."""
-    channel = children[pid]
-    try:
-        message = channel.recv(1)
-    except ConnectionError:  # it died before it took the connection that was on its way
-        message = b''
-    if message:
-        idle.append(pid)
-        return
-    poller.unregister(channel)
-    channel.close()
-    del children[pid]
-    if pid in idle:
-        idle.remove(pid)
-    with contextlib.suppress(ChildProcessError):  # whoever started us has SIGCHLD ignored
-        os.waitpid(pid, 0)
-
-
-def pass_connection(conn, listener):
-    """Give *conn* to the child that has been idle longest; raise OSError if there can be none."""
-    while True:
-        if not idle:  # those that were have just died
-            start_child(listener, conn)
-        with contextlib.suppress(ConnectionError):
-            # No descriptor travels alone: at least one byte goes with it, see unix(7).
-            socket.send_fds(children[idle[0]], [b'.'], [conn.fileno()])
-            idle.pop(0)
-            return
-        idle.pop(0)  # it has just died: the next one, then
-
-
-def stop_children():
-    """Kill the children and wait until they are gone.
-
-    They have nothing to save, and only SIGKILL ends one that somebody has stopped.
-    """
-    for pid in list(children):  # a copy: in server01.py a handler may change it
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-def stop(signum, frame):
-    """Leave no child behind and exit."""
-    stop_children()
-    os._exit(0)
-
-
-def main():
-    options = parse_options()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
-    signal.signal(signal.SIGTERM, stop)
-    listener = listen(options.host, options.port)
-    try_again = 0  # not before this time, if the pool could not be filled
-    while True:
-        try:
-            while (len(children) < options.child_num and time.monotonic() >= try_again
-                   and not signal.sigpending() & SIGNALS):
-                start_child(listener)
-        except OSError as error:
-            say(f'cannot start a child: {error}', sys.stderr)
-            try_again = time.monotonic() + 1
-        poller.register(listener, select.POLLIN if idle else 0)  # else leave them in its queue
-        # Signals are let in only while we wait, and so never between a fork and its bookkeeping.
-        # (sigwait, as in server03.py, would not do: connections and children are waited for, too.)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        ready = dict(poller.poll(TICK * 1000))  # milliseconds
-        conn = accept(listener) if listener.fileno() in ready else None
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        for pid, channel in [*children.items()]:
-            if channel.fileno() in ready:
-                listen_to(pid)
-        if conn:
-            with conn:  # the child gets its own copy; with two, the client would not see the end
-                try:
-                    pass_connection(conn, listener)
-                except OSError as error:
-                    say(f'cannot pass a connection on: {error}', sys.stderr)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """TCP concurrent server, I/O multiplexing with epoll.
 
-One process, no threads: epoll tells which of all the connections are ready,
+One process, no threads: the kernel tells which of all the connections are ready,
 and each of those may go on until it would have to wait.
 
 Try:       python3 server07.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    the kernel keeps the list and reports only what is ready: idle clients
-           cost nothing but memory. Linux only.
+           cost nothing but memory. Not on macOS or the BSDs.
 See also:  server02.py (select), server06.py (poll: on every Unix).
 """
 import argparse
@@ -22,193 +22,161 @@ import sys
 import time
 
 if not hasattr(select, 'epoll'):
-    sys.exit('server07.py: epoll exists on Linux only; see server06.py')
-
-BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
-                          # each one dropped tries again only after a second
-BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
-MAX_BYTES = 2 ** 30       # bytes that one request may ask for
-MAX_LINE = 32             # bytes that one request may take up
-RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
-TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-TICK = 0.5                # seconds; no wait is longer: signals and silence are noticed by then
-
-clients = collections.OrderedDict()  # descriptor -> Client, the one quiet longest first
-
-
-def say(line, stream=sys.stdout):
-    """Write *line* by one system call, so that others cannot split it and no buffer holds it.
-
-    A buffer would be copied by fork and dropped by os._exit.
-    """
-    try:
-        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
-        pass
-
-
-def parse_request(line):
-    """Return the number of bytes that *line* asks for; raise ValueError if it is no request."""
-    digits = line.removesuffix(b'\r')
-    if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
-        raise ValueError(f'bad request {line[:MAX_LINE]!r}')
-    return int(digits)
-
-
-def handle(conn):
-    """Serve one request after another on *conn*, until the client closes it.
-
-    A generator: it yields READ or WRITE whenever it has to wait until it can.
-    """
-    try:
-        host, port = conn.getpeername()[:2]
-        received = b''
-        while True:
-            while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
-                yield READ
-                try:
-                    data = conn.recv(RECV_SIZE)
-                except BlockingIOError:  # it was not ready, after all: see select(2), BUGS
-                    continue
-                if not data:  # end of file: it ends a last line, too
-                    break
-                received += data
-            if not received:
-                return
-            line, _, received = received.partition(b'\n')
-            remaining = parse_request(line)
-            say(f'Got request to send {remaining} bytes. Sending them all...')
-            while remaining:  # one send does not send all
-                with contextlib.suppress(BlockingIOError):  # there is no room just now
-                    remaining -= conn.send(BLOCK[:remaining])
-                if remaining:
-                    yield WRITE  # even if there is room: the others have their turn first
-    except ValueError as error:
-        say(f'{host} port {port}: {error}', sys.stderr)
-    except OSError:  # the client has reset the connection
-        pass
-
-
-def port_number(text):
-    """Return *text* as a number from 0 to 65535; argparse reports a ValueError."""
-    if not 0 <= int(text) <= 65535:
-        raise ValueError(text)
-    return int(text)
-
-
-def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=port_number, default=2000,
-                        help='port to listen on, 0 for any free one (default: %(default)s)')
-    return parser.parse_args()
-
-
-def listen(host, port):
-    """Return a listening socket; without one, say why and exit with status 2."""
-    try:
-        # The least is IPv4, if the name has both.
-        family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
-        say(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
-        sys.exit(2)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
-    say(f'Listening on port {listener.getsockname()[1]} ...')
-    return listener
-
-
-class Client:
-    """A connection, the generator that serves it, what that waits for, and until when."""
-
-    def __init__(self, conn):
-        self.conn = conn
-        self.service = handle(conn)
-        self.wanted = READ
-        self.deadline = 0
-
-
+    sys.exit('server07.py: this system has no epoll; see server06.py')
 READ, WRITE, NOTHING = select.EPOLLIN, select.EPOLLOUT, 0
 poller = select.epoll()
-register, modify, unregister = poller.register, poller.modify, poller.unregister
+register, modify = poller.register, poller.modify
+unregister = lambda descriptor: None  # close does it, see epoll(7)
+TICK = 0.1                # seconds; no wait is longer
 
-
-def wait():
-    """Return the descriptors that are ready; after TICK seconds without any, an empty list."""
-    maxevents = len(clients) + 1  # beyond the default, 1023, the others would seem silent
-    return [descriptor for descriptor, _ in poller.poll(TICK, maxevents)]  # seconds
-
-
-def accept_all(listener):
-    """Accept every connection in the kernel's queue, as far as the descriptors go."""
-    try:
-        for _ in range(BACKLOG):
-            conn = listener.accept()[0]
-            conn.setblocking(False)
-            register(conn.fileno(), READ)
-            clients[conn.fileno()] = Client(conn)
-            go_on(conn.fileno(), listener)
-    except BlockingIOError:  # the queue is empty
-        pass
-    except OSError:  # out of descriptors or memory: leave the rest there until a client leaves
-        modify(listener.fileno(), NOTHING)
-
-
-def go_on(descriptor, listener):
-    """Let the client that is ready go on until it has to wait again, or leaves."""
-    client = clients[descriptor]
-    wanted = next(client.service, None)
-    if wanted is None:
-        leave(descriptor, listener)
-        return
-    if wanted != client.wanted:
-        modify(descriptor, wanted)
-        client.wanted = wanted
-    client.deadline = time.monotonic() + TIMEOUT
-    clients.move_to_end(descriptor)
-
-
-def leave(descriptor, listener):
-    """Close a connection; its descriptor is free for the next one."""
-    unregister(descriptor)
-    clients.pop(descriptor).conn.close()
-    modify(listener.fileno(), READ)
-
-
-def stop(signum, frame):
-    """Exit at once; the kernel closes every connection."""
-    os._exit(0)
+clients = collections.OrderedDict()  # descriptor -> (generator, what it waits for, deadline)
 
 
 def main():
     options = parse_options()
-    signal.signal(signal.SIGINT, stop)  # even if ignored, as in a background job of sh
-    signal.signal(signal.SIGTERM, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # even if blocked
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # soft is often 1024, for select
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
-    look_again = 0
+    for signum in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signum, lambda signum, frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+    log(f'Listening on port {listener.getsockname()[1]} ...')
+    next_tick = 0
     while True:
-        now = time.monotonic()  # before the wait: whoever has spoken since then is not silent
-        if now >= look_again:  # it may be other processes that have made room
-            modify(listener.fileno(), READ)
-            look_again = now + TICK
+        now = time.monotonic()  # before the wait: a client that has moved since is not silent
         for descriptor in wait():
             if descriptor == listener.fileno():
-                accept_all(listener)
+                accept_clients(listener)
             else:
-                go_on(descriptor, listener)
-        while clients:
-            descriptor, client = next(iter(clients.items()))
-            if client.deadline > now:
-                break  # and the others are still later
-            leave(descriptor, listener)
+                resume(descriptor)
+        if now >= next_tick:
+            next_tick = now + TICK
+            close_silent(now)
+            modify(listener.fileno(), READ)  # if descriptors had run out, there may be some now
+
+
+def wait():
+    """Return the descriptors that are ready; after TICK seconds without any, an empty list."""
+    return [descriptor for descriptor, _ in poller.poll(TICK, len(clients) + 1)]  # not just 1023
+
+
+def accept_clients(listener):
+    """Accept every connection in the kernel's queue, as far as the descriptors go."""
+    try:
+        for _ in range(BACKLOG):
+            conn, address = listener.accept()
+            conn.setblocking(False)
+            service = handle(conn, address)
+            register(conn.fileno(), READ)
+            clients[conn.fileno()] = service, next(service), time.monotonic() + TIMEOUT
+    except BlockingIOError:  # the queue is empty
+        pass
+    except OSError:  # out of descriptors: leave the others in the queue for a TICK
+        modify(listener.fileno(), NOTHING)
+
+
+def resume(descriptor):
+    """Let a client that is ready go on until it has to wait again, or leaves."""
+    service, waited_for, _ = clients.pop(descriptor)
+    wanted = next(service, None)  # run handle() to its next yield
+    if wanted is None:  # it has returned, and closed the connection
+        unregister(descriptor)
+        return
+    if wanted != waited_for:
+        modify(descriptor, wanted)
+    clients[descriptor] = service, wanted, time.monotonic() + TIMEOUT  # the last one, now
+
+
+def close_silent(now):
+    """Close the clients whose time is up."""
+    while clients:
+        descriptor, (service, _, deadline) = next(iter(clients.items()))
+        if deadline > now:
+            return  # and those of the others are later
+        del clients[descriptor]
+        service.close()  # ends handle() at its yield
+        unregister(descriptor)
+
+
+# The service: the same in every server; read it once, in server01.py.
+
+BLOCK = b'x' * 64 * 1024  # replies are sent from this block, however long they are
+MAX_BYTES = 2 ** 30       # bytes that one request may ask for
+MAX_LINE = 32             # bytes that one request may take up
+RECV_SIZE = 1024          # bytes; more than a line, as closing with some unread would send RST
+TIMEOUT = 10              # seconds that a client may be silent, or stop reading
+BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
+LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
+    'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
+    'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+
+
+def handle(conn, address):
+    """Serve requests on *conn* until the client closes it; yield READ or WRITE rather than wait."""
+    received = b''
+    with conn, contextlib.suppress(OSError):  # reset: this client only
+        while True:
+            while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
+                yield READ
+                with contextlib.suppress(BlockingIOError):  # not ready after all: select(2), BUGS
+                    data = conn.recv(RECV_SIZE)
+                    if not data:  # end of file: it ends a last line, too
+                        break
+                    received += data
+            if not received:
+                return
+            line, _, received = received.partition(b'\n')
+            digits = line.removesuffix(b'\r')
+            if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
+                log(f'{address[0]} port {address[1]}: bad request {line[:MAX_LINE]!r}', sys.stderr)
+                return
+            remaining = int(digits)
+            log(f'Got request to send {remaining} bytes. Sending them all...')
+            while remaining:  # one send does not send all
+                with contextlib.suppress(BlockingIOError):  # there is no room just now
+                    remaining -= conn.send(BLOCK[:remaining])
+                if remaining or received:
+                    yield WRITE  # even if there is room: first the others have their turn
+
+
+def log(line, stream=sys.stdout):
+    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
+        os.write(stream.fileno(), os.fsencode(f'{line}\n'))
+
+
+def parse_options():
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-i', '--host', default='localhost',
+                        help='name or address to listen on (default: %(default)s)')
+    parser.add_argument('-p', '--port', type=int, default=2000,
+                        help='port to listen on, 0 for any free one (default: %(default)s)')
+    options = parser.parse_args()
+    if not 0 <= options.port <= 65535:
+        parser.error(f'port {options.port} is not from 0 to 65535')
+    return options
+
+
+def listen(host, port):
+    """Return a listening socket; without one, say why and exit with status 2."""
+    for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
+        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
+    try:
+        # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
+        family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+        log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
+        sys.exit(2)
+    for name, value in LISTENER_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return listener
 
 
 if __name__ == '__main__':

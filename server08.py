@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """TCP prethreaded server, threads call accept.
 
-The main thread starts a pool of threads once, before any client comes. All of
-them block in accept on the one listening socket; the kernel hands each
-connection to one of them. The main thread only waits for the end.
+The main thread starts a pool of threads before any client comes. All of them
+block in accept on one listening socket; the kernel gives each connection to one.
 
 Try:       python3 server08.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
@@ -11,6 +10,7 @@ Notice:    one process, many threads: ps -L -p $(pgrep -f 'python3 server08').
 See also:  server03.py (a pool of processes), server05.py (a thread per client).
 """
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -18,46 +18,63 @@ import sys
 import threading
 import time
 
-BACKLOG = 1024            # connections; a 5, as in old books, overflows under 15 clients, and
-                          # each one dropped tries again only after a second
-BLOCK = b'x' * 64 * 1024  # every reply is sent out of this one, whatever its size
-MAX_BYTES = 2 ** 30       # bytes that one request may ask for
-MAX_POOL = 10_000         # more would bring most machines down
-MAX_LINE = 32             # bytes that one request may take up
-RECV_SIZE = 1024          # bytes that recv takes at once; closing with some unread sends RST
-TIMEOUT = 10              # seconds that a client may be silent, or stop reading
-RETRY = 0.1               # seconds until accept is tried again after an error
 STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGALRM}
-
-threads = []
-
-
-def say(line, stream=sys.stdout):
-    """Write *line* by one system call, so that others cannot split it and no buffer holds it.
-
-    A buffer would be copied by fork and dropped by os._exit.
-    """
-    try:
-        os.write(stream.fileno(), f'{line}\n'.encode(errors='surrogateescape'))
-    except (AttributeError, OSError):  # closed, full, or its reader has left: go on in silence
-        pass
+RETRY = 0.1               # seconds until accept is tried again after an error
 
 
-def parse_request(line):
-    """Return the number of bytes that *line* asks for; raise ValueError if it is no request."""
-    digits = line.removesuffix(b'\r')
-    if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
-        raise ValueError(f'bad request {line[:MAX_LINE]!r}')
-    return int(digits)
+def main():
+    options = parse_options()
+    with listen(options.host, options.port) as listener:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they stay pending until sigwait
+        log(f'Listening on port {listener.getsockname()[1]} ...')
+        fill_pool(listener, options.child_num)
+        while signal.sigwait(SIGNALS) not in STOP:
+            fill_pool(listener, options.child_num)
+        os._exit(0)  # and with the process all its threads, whatever they are doing
 
 
-def handle(conn):
-    """Serve one request after another on *conn*, until the client closes it."""
-    try:
-        host, port = conn.getpeername()[:2]
-        conn.settimeout(TIMEOUT)
-        received = b''
+def fill_pool(listener, size):
+    """Start the threads that are missing."""
+    while threading.active_count() - 1 < size and not signal.sigpending() & STOP:
+        try:
+            threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        except (RuntimeError, MemoryError) as error:  # no thread can be had
+            log(f'cannot start a thread: {error!r}', sys.stderr)
+            signal.alarm(1)  # second; then SIGALRM ends the sigwait in main()
+            return
+
+
+def serve(listener):
+    """Serve one connection after another, for ever."""
+    log(f'Thread started with TID: {threading.get_native_id()}')
+    while True:
+        try:
+            handle(*listener.accept())
+        except OSError:  # out of descriptors: the client waits in the kernel's queue
+            time.sleep(RETRY)
+
+
+# The service: the same in every server; read it once, in server01.py.
+
+BLOCK = b'x' * 64 * 1024  # replies are sent from this block, however long they are
+MAX_BYTES = 2 ** 30       # bytes that one request may ask for
+MAX_LINE = 32             # bytes that one request may take up
+RECV_SIZE = 1024          # bytes; more than a line, as closing with some unread would send RST
+TIMEOUT = 10              # seconds that a client may be silent, or stop reading
+MAX_POOL = 10_000         # more would bring most machines down
+BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
+LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
+    'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
+    'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+
+
+def handle(conn, address):
+    """Serve one request after another on *conn* until the client closes it; close it, too."""
+    conn.settimeout(TIMEOUT)
+    received = b''
+    with conn, contextlib.suppress(OSError):  # reset, or timed out: this client only
         while True:
             while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
                 data = conn.recv(RECV_SIZE)
@@ -67,97 +84,55 @@ def handle(conn):
             if not received:
                 return
             line, _, received = received.partition(b'\n')
-            remaining = parse_request(line)
-            say(f'Got request to send {remaining} bytes. Sending them all...')
+            digits = line.removesuffix(b'\r')
+            if len(line) >= MAX_LINE or not digits.isdigit() or not 1 <= int(digits) <= MAX_BYTES:
+                log(f'{address[0]} port {address[1]}: bad request {line[:MAX_LINE]!r}', sys.stderr)
+                return
+            remaining = int(digits)
+            log(f'Got request to send {remaining} bytes. Sending them all...')
             while remaining:  # one send does not send all
                 remaining -= conn.send(BLOCK[:remaining])
-    except ValueError as error:
-        say(f'{host} port {port}: {error}', sys.stderr)
-    except OSError:  # the client has reset the connection or let the time run out
-        pass
 
 
-def port_number(text):
-    """Return *text* as a number from 0 to 65535; argparse reports a ValueError."""
-    if not 0 <= int(text) <= 65535:
-        raise ValueError(text)
-    return int(text)
-
-
-def pool_size(text):
-    """Return *text* as a number from 1 to MAX_POOL; argparse reports a ValueError."""
-    if not 1 <= int(text) <= MAX_POOL:
-        raise ValueError(text)
-    return int(text)
+def log(line, stream=sys.stdout):
+    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
+        os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 
 
 def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-i', '--host', default='localhost',
                         help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=port_number, default=2000,
+    parser.add_argument('-p', '--port', type=int, default=2000,
                         help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=pool_size, default=10,
+    parser.add_argument('-n', '--child-num', type=int, default=10,
                         help='size of the pool (default: %(default)s)')
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not 0 <= options.port <= 65535:
+        parser.error(f'port {options.port} is not from 0 to 65535')
+    if not 1 <= options.child_num <= MAX_POOL:
+        parser.error(f'a pool of {options.child_num} is not from 1 to {MAX_POOL}')
+    return options
 
 
 def listen(host, port):
     """Return a listening socket; without one, say why and exit with status 2."""
+    for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
+        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
-        # The least is IPv4, if the name has both.
+        # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
-        say(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
+        log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
-    say(f'Listening on port {listener.getsockname()[1]} ...')
+    for name, value in LISTENER_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return listener
-
-
-def accept(listener):
-    """Return the next connection. Out of descriptors, leave it in the kernel's queue a while."""
-    while True:
-        try:
-            return listener.accept()[0]
-        except OSError:
-            time.sleep(RETRY)
-
-
-def serve(listener):
-    """Serve one connection after another, for ever."""
-    while True:
-        with accept(listener) as conn:
-            handle(conn)
-
-
-def start_thread(listener):
-    """Start a thread that serves for ever; raise an error if there can be none."""
-    thread = threading.Thread(target=serve, args=(listener,), daemon=True)
-    thread.start()
-    threads.append(thread)
-    say(f'Thread started with TID: {thread.native_id}')
-
-
-def main():
-    options = parse_options()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until sigwait takes them: no race
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)  # SIGINT is ignored in a background job of sh
-    with listen(options.host, options.port) as listener:
-        signum = None
-        while signum not in STOP:
-            try:
-                while len(threads) < options.child_num and not signal.sigpending() & STOP:
-                    start_thread(listener)
-            except (RuntimeError, MemoryError) as error:
-                say(f'cannot start a thread: {error!r}', sys.stderr)
-                signal.alarm(1)  # second; then SIGALRM has us try again
-            signum = signal.sigwait(SIGNALS)
-        os._exit(0)  # and with the process all its threads, whatever they are doing
 
 
 if __name__ == '__main__':

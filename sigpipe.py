@@ -18,48 +18,51 @@ import socket
 import sys
 
 
-def port_number(text):
-    """Return *text* as a number from 0 to 65535; argparse reports a ValueError."""
-    if not 0 <= int(text) <= 65535:
-        raise ValueError(text)
-    return int(text)
-
-
-def parse_options():
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address of rstserver.py (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=port_number, default=2000,
-                        help='port of rstserver.py (default: %(default)s)')
-    parser.add_argument('--default', action='store_true',
-                        help="restore SIGPIPE's default action, which is to kill the process")
-    return parser.parse_args()
-
-
 def main():
     options = parse_options()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     if options.default:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        # The least is IPv4, if the name has both.
-        family, *_, address = min(socket.getaddrinfo(options.host, options.port,
-                                                     type=socket.SOCK_STREAM))
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
-        sys.exit(f'cannot connect to {options.host!r}: {error}')
+    family, address = resolve(options.host, options.port)
     with socket.socket(family) as conn:
         try:
             conn.connect(address)
-            conn.recv(1)
+            conn.recv(1)  # waits for the reset
             sys.exit('no reset came: this is not rstserver.py')
-        except ConnectionResetError as error:  # from recv, as a rule; the RST may be quicker yet
+        except ConnectionResetError as error:  # from recv, or from connect if the RST is quick
             print(error, end='\n\n', flush=True)  # and ignore it
         except OSError as error:
             sys.exit(f'cannot connect to {options.host!r} port {options.port}: {error}'
                      ' (is rstserver.py running?)')
         conn.send(b'hello')
+
+
+# The rest: name and options.
+
+def resolve(host, port):
+    """Return the family and the address for *host* and *port*; without one, say why and exit."""
+    try:
+        # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
+        family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+        sys.exit(f'cannot connect to {host!r}: {error}')
+    return family, address
+
+
+def parse_options():
+    """Return the options of the command line; exit with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-i', '--host', default='localhost',
+                        help='name or address of rstserver.py (default: %(default)s)')
+    parser.add_argument('-p', '--port', type=int, default=2000,
+                        help='port of rstserver.py (default: %(default)s)')
+    parser.add_argument('--default', action='store_true',
+                        help="restore SIGPIPE's default action, which is to kill the process")
+    options = parser.parse_args()
+    if not 0 <= options.port <= 65535:
+        parser.error(f'port {options.port} is not from 0 to 65535')
+    return options
 
 
 if __name__ == '__main__':

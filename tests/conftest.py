@@ -1,6 +1,8 @@
 """What the tests share: starting a script as a user would, rude clients, and a look at /proc."""
+import array
 import collections
 import contextlib
+import fcntl
 import inspect
 import os
 import pathlib
@@ -11,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -109,10 +112,11 @@ def processes():
         rows = [line.split() for line in listing.splitlines()]
         return [(int(pid), int(parent), int(group), stat[0]) for pid, parent, group, stat in rows]
     found = []
-    for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    for pid in filter(str.isdigit, os.listdir('/proc')):  # a glob looks inside, and may raise
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            state, parent, _, session = stat.read_text().rpartition(')')[2].split()[:4]
-            found.append((int(stat.parent.name), int(parent), int(session), state))
+            stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+            state, parent, _, session = stat.rpartition(')')[2].split()[:4]
+            found.append((int(pid), int(parent), int(session), state))
     return sorted(found)
 
 
@@ -132,10 +136,13 @@ def awake_seconds(session):
     On a busy machine, one that spins need not use much CPU; but it is awake all the time.
     """
     found = collections.Counter()
+    ended = FileNotFoundError, ProcessLookupError
     for pid in processes_of(session):
-        for path in pathlib.Path(f'/proc/{pid}/task').glob('*/schedstat'):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                found[path] = sum(map(int, path.read_text().split()[:2])) / 1e9
+        with contextlib.suppress(*ended):
+            for thread in os.listdir(f'/proc/{pid}/task'):
+                with contextlib.suppress(*ended):
+                    stat = pathlib.Path(f'/proc/{pid}/task/{thread}/schedstat').read_text()
+                    found[thread] = sum(map(int, stat.split()[:2])) / 1e9
     return found
 
 
@@ -172,6 +179,11 @@ def client(port, *options):
                           capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
 
 
+def bytes_in(pipe):
+    """Return how many bytes wait in a pipe to be read."""
+    return array.array('i', fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+
+
 def connect(port, timeout=SOON):
     """Return a connection to a server on this machine."""
     return socket.create_connection(('127.0.0.1', port), timeout)
@@ -189,6 +201,14 @@ def receive(conn, size):
     while len(data) < size and (piece := conn.recv(min(size - len(data), 1 << 20))):
         data += piece
     return data
+
+
+def assert_usage_error(name, value, err):
+    """Check that argparse has told how to use a script, and in one line what was wrong."""
+    first, *_, last = err.splitlines()
+    assert first.startswith(f'usage: {name} ')
+    assert last.startswith(f'{name}: error: ')
+    assert value in last
 
 
 def receive_end(conn):

@@ -3,6 +3,7 @@
 Here each test starts a server of its own, to do to it what others should not see.
 """
 import contextlib
+import fcntl
 import functools
 import os
 import pathlib
@@ -25,10 +26,13 @@ from conftest import (
     SERVERS,
     TOP,
     ask,
+    assert_usage_error,
     awake_seconds,
+    bytes_in,
     children_of,
     client,
     connect,
+    processes,
     processes_of,
     receive,
     receive_end,
@@ -84,8 +88,8 @@ def test_stop_with_clients_connected(serve, name, signum):
 
 
 @pytest.mark.skipif(not LINUX, reason='reads /proc')
-def test_looks_up_now_and_then(serve):
-    """Those that do not wait in sigwait: a signal that comes just before they wait is not lost."""
+def test_no_wait_is_long(serve):
+    """Without sigwait, a signal may come just before the wait: it is heard after the wait."""
     def waits(server):
         text = pathlib.Path(f'/proc/{server.pid}/status').read_text()
         return int(re.search(r'^voluntary_ctxt_switches:\s+(\d+)', text, re.MULTILINE)[1])
@@ -98,7 +102,7 @@ def test_looks_up_now_and_then(serve):
 
 @every_server
 def test_stop_twice(serve, name):
-    """Even if whoever started it had blocked the signals: a blocked one stays so across exec."""
+    """Even if the signals were blocked when it started, as its parent may have them."""
     signals = signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
     server = serve(name, preexec_fn=lambda: signal.pthread_sigmask(*signals))
     server.send_signal(signal.SIGTERM)
@@ -146,24 +150,158 @@ def test_the_reader_of_stdout_leaves(run, name):
     assert server.err == ''
 
 
+@pytest.mark.skipif(not LINUX, reason='sets the size of a pipe, as Linux can')
 @every_server
-def test_bad_options(serve, name):
-    """One line of error that names the value, status 2."""
-    cases = [('-p', serve(name).port), ('-p', '70000'), ('-i', 'no.such.host.invalid')]
-    cases += [('-n', '0'), ('-n', 'many')] if name in POOLS else []
-    if name == 'server03.py':
-        cases += [('-p', '-1'), ('-p', 'http'), ('-i', ''), ('-i', 'x' * 64 + '.y'),
-                  ('-i', '192.0.2.1'), ('--nonsense', '--nonsense'), ('-n', '-5'),
-                  ('-n', '99999999999999999999')]
-    processes = [(case, subprocess.Popen([*PYTHON, TOP / name, '-p', '0', *map(str, case)],
-                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                         text=True, env=ENVIRONMENT)) for case in cases]
-    for (_, value), process in processes:
+def test_stop_while_stdout_is_full(run, name):
+    """The pipe takes the first line and no other, and it is not being read."""
+    seconds = []
+    for signum in signal.SIGINT, signal.SIGTERM:
+        with contextlib.ExitStack() as stack:
+            read_end, write_end = os.pipe()
+            stack.callback(os.close, read_end)
+            stack.callback(os.close, write_end)
+            size = fcntl.fcntl(write_end, 1031, 1)  # F_SETPIPE_SZ, in the module since Python 3.10
+            os.write(write_end, b' ' * (size - 40))
+            reserved = stack.enter_context(socket.socket())
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(('127.0.0.1', 0))  # as it does not listen, the server may
+            port = reserved.getsockname()[1]
+            server = run(name, '-p', port, stdout=write_end)
+            wait_until(lambda: bytes_in(read_end) > size - 40)
+            for _ in range(2):
+                stack.enter_context(connect(port)).sendall(b'1\n')
+            assert_idle(server)  # all that print a line wait
+            start = time.monotonic()
+            server.stop(signum)
+            seconds.append(time.monotonic() - start)
+            assert server.err == ''
+            assert bytes_in(read_end) < size  # no other line had room
+    assert min(seconds) < 3  # the lesser: for the other, it may be the machine that was busy
+
+
+RESOLVER = """
+import os, runpy, socket, sys
+def getaddrinfo(*args, **kwargs):
+    os.write(2, b'resolving')
+    os.read(os.pipe()[0], 1)
+socket.getaddrinfo = getaddrinfo
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('name', [*SERVERS, 'rstserver.py'])
+def test_stop_while_the_resolver_is_silent(run, name):
+    """It does not listen yet, so the signals do what they do by default, even if ignored."""
+    command = [*PYTHON, '-c', RESOLVER, TOP / name]
+    servers = {signum: run(name, command=command, preexec_fn=lambda: signal.signal(*action))
+               for signum, *action in [(signal.SIGINT, signal.SIGINT, signal.SIG_IGN),
+                                       (signal.SIGTERM, signal.SIGTERM, signal.SIG_DFL)]}
+    for signum, server in servers.items():
+        wait_until(lambda: server.err)
+        server.send_signal(signum)
+        assert server.wait() == -signum
+        assert (server.out, server.err) == ('', 'resolving')
+
+
+AT_A_BAD_MOMENT = """
+import os, runpy, signal, sys
+write, fork = os.write, os.fork
+def write_and_signal(descriptor, data):
+    size = write(descriptor, data)
+    if data.startswith(b'Listening'):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return size
+def fork_and_signal():
+    pid = fork()
+    if pid:
+        os.kill(os.getpid(), signal.SIGINT)
+    return pid
+os.{0} = {0}_and_signal
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('name, call', [
+    *((name, 'write') for name in SERVERS),
+    *((name, 'fork') for name in ['server01.py', *PREFORKED])])
+def test_stop_at_a_bad_moment(run, name, call):
+    """As soon as the server listens, and before it can remember the child that it has forked."""
+    server = run(name, command=[*PYTHON, '-c', AT_A_BAD_MOMENT.format(call), TOP / name,
+                                '-p', '0'])
+    if (name, call) == ('server01.py', 'fork'):
+        connect(server.port).close()
+    assert server.wait() == 0
+    assert server.err == ''
+    assert processes_of(server.pid) == []
+
+
+KILL = """
+import os, runpy, sys
+real = os.kill
+def kill(pid, signum):
+    os.write(2, b'%d\\n' % pid)
+    real(pid, signum)
+os.kill = kill
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def test_server01_kills_no_stranger(run):
+    """By now, other processes may have the numbers of the children that have ended."""
+    server = run('server01.py', command=[*PYTHON, '-c', KILL, TOP / 'server01.py', '-p', '0'])
+    for _ in range(3):
+        ask(server.port)
+    wait_until(lambda: not children_of(server.pid))
+    with connect(server.port) as conn:
+        conn.sendall(b'1\n')
+        assert receive(conn, 1)
+        child, = children_of(server.pid)
+        server.stop()
+    assert server.err == f'{child}\n'
+
+
+def run_with(name, *cases):
+    """Run a script with one bad option after the other; give each option's value and stderr."""
+    processes = [subprocess.Popen([*PYTHON, TOP / name, '-p', '0', *map(str, case)], text=True,
+                                  env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                 for case in cases]
+    for (*_, value), process in zip(cases, processes):
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out) == (2, '')
+        yield str(value), err
+
+
+@every_server
+def test_an_address_that_cannot_be_had(serve, name):
+    """One line of error that names it, status 2."""
+    cases = [('-p', serve(name).port), ('-i', 'no.such.host.invalid')]
+    if name == 'server03.py':
+        cases += [('-i', ''), ('-i', 'x' * 64 + '.y'), ('-i', '192.0.2.1')]
+    for value, err in run_with(name, *cases):
         assert err.count('\n') == 1
-        assert str(value) in err
+        assert value in err
         assert name in err
+
+
+@every_server
+def test_bad_options(name):
+    cases = [('-p', '70000'), ('--nonsense',)]
+    cases += [('-n', '0'), ('-n', 'many')] if name in POOLS else []
+    if name == 'server03.py':
+        cases += [('-p', '-1'), ('-p', 'http'), ('-n', '-5'), ('-n', '99999999999999999999')]
+    for value, err in run_with(name, *cases):
+        assert_usage_error(name, value, err)
+
+
+@pytest.mark.parametrize('name', [*SERVERS, 'client.py', 'rstserver.py'])
+def test_help(name):
+    result = subprocess.run([*PYTHON, TOP / name, '-h'], capture_output=True, text=True,
+                            env=ENVIRONMENT, timeout=20)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert result.stdout.startswith(f'usage: {name} [-h] ')
 
 
 @pytest.mark.skipif(not LINUX, reason='other systems may refuse the name')
@@ -177,12 +315,77 @@ def test_a_name_that_is_not_utf_8(tmp_path):
     assert result.stderr.count(b'\n') == 1
 
 
+# A crowd that asks without end has its turn, and so have the others.
+
+GREEDY = """
+import select, socket, sys
+port, count = map(int, sys.argv[1:])
+poller, conns = select.poll(), {}
+for _ in range(count):
+    conn = socket.create_connection(('127.0.0.1', port))
+    conn.setblocking(False)
+    poller.register(conn, select.POLLIN | select.POLLOUT)
+    conns[conn.fileno()] = conn
+while True:
+    for descriptor, event in poller.poll():
+        try:
+            if event & select.POLLIN:
+                conns[descriptor].recv(65536)
+            if event & select.POLLOUT:
+                conns[descriptor].send(b'1\\n' * 500)
+        except BlockingIOError:  # there was little room
+            pass
+"""
+
+
+@every_server
+def test_a_greedy_crowd(serve, name):
+    """An event loop goes round; the system divides its time between processes or threads."""
+    crowd, typical, worst = (300, 0.25, 1) if name in EVENT_DRIVEN else (4, 0.5, 5)
+    server = serve(name)
+    greedy = subprocess.Popen([*PYTHON, '-c', GREEDY, str(server.port), str(crowd)],
+                              env=ENVIRONMENT)
+    try:
+        wait_until(lambda: server.out.count('send 1 bytes') > 100 * crowd)
+        times = []
+        while len(times) < 9:
+            start = time.monotonic()
+            ask(server.port)
+            times.append(time.monotonic() - start)
+            assert times[-1] < worst
+        assert sorted(times)[4] < typical
+        assert greedy.poll() is None
+    finally:
+        greedy.kill()
+        greedy.wait()
+
+
+@pytest.mark.parametrize('name', EVENT_DRIVEN)
+def test_one_request_a_turn(serve, name):
+    """Even if the reply has left at once, and the next request is there."""
+    server = serve(name)
+    with connect(server.port) as first, connect(server.port) as polite, \
+            connect(server.port) as last:
+        for conn in first, polite, last:
+            conn.sendall(b'1\n')
+            assert receive(conn, 1)
+        server.send_signal(signal.SIGSTOP)
+        wait_until(lambda: children_of(os.getpid())[server.pid] == 'T')
+        for conn, requests in [(first, b'1\n' * 500), (polite, b'22\n'), (last, b'1\n' * 500)]:
+            conn.sendall(requests)
+        server.send_signal(signal.SIGCONT)
+        for conn, size in (first, 500), (polite, 22), (last, 500):
+            assert len(receive(conn, size)) == size
+    wait_until(lambda: 'send 22 bytes' in server.out)
+    assert server.out.partition('send 22 bytes')[0].count('send 1 bytes') < 10
+
+
 # Children that die, processes and threads that cannot be had.
 
 @pytest.mark.parametrize('name', PREFORKED)
 @pytest.mark.parametrize('signum', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_dead_child_is_replaced(serve, name, signum):
-    """Even if whoever started the server has SIGCHLD ignored, so that no child can be reaped."""
+    """Even if SIGCHLD was ignored when the server started, so that no child can be reaped."""
     server = serve(name, '-n', 3,
                    preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
     wait_until(lambda: server.out.count('Child started') == 3)
@@ -263,6 +466,28 @@ def test_a_child_of_server01_does_not_keep_the_port(serve):
             connect(server.port)
 
 
+def test_the_children_of_server04_end_with_their_parent(serve):
+    """At once if idle, or else after their client."""
+    def living():
+        return [pid for pid, _, session, state in processes()
+                if session == server.pid and state != 'Z']  # init will collect it
+    server = serve('server04.py', '-n', 3)
+    wait_until(lambda: server.out.count('Child started') == 3)
+    with connect(server.port) as conn:
+        conn.sendall(b'1\n')
+        assert receive(conn, 1)
+        server.send_signal(signal.SIGKILL)
+        server.process.wait()
+        wait_until(lambda: len(living()) == 1)
+        with pytest.raises(ConnectionRefusedError):
+            connect(server.port)
+        conn.sendall(b'3\n')
+        assert len(receive(conn, 3)) == 3
+    wait_until(lambda: not living())
+    assert server.wait() == -signal.SIGKILL
+    assert server.err == ''
+
+
 def test_no_zombies(serve):
     """server01 collects its children although no client comes any more."""
     server = serve('server01.py')
@@ -314,8 +539,7 @@ def test_no_process_or_thread_for_a_client(run, name, shim):
     for _ in range(3):
         ask(server.port)
     server.stop()
-    assert len(server.err.splitlines()) == 2
-    assert server.err.count('scarce') == 2
+    assert len(server.err.splitlines()) == server.err.count('cannot ') == 2
 
 
 @pytest.mark.parametrize('name', EVENT_DRIVEN)
@@ -410,7 +634,7 @@ def serve_crowd(name, count, **popen):
 
 BACKGROUND.update({f'200 clients of {name}': functools.partial(
     serve_crowd, name, 200, preexec_fn=limit_descriptors(64)) for name in SERVERS})
-BACKGROUND.update({f'1300 clients of {name}': functools.partial(serve_crowd, name, 1300)
+BACKGROUND.update({f'1100 clients of {name}': functools.partial(serve_crowd, name, 1100)
                    for name in ('server02.py', 'server05.py')})
 
 
@@ -420,9 +644,9 @@ def test_64_descriptors_for_200_clients(background, name):
 
 
 @pytest.mark.parametrize('name', ['server02.py', 'server05.py'])
-def test_1300_clients_on_select_and_on_threads(background, name):
+def test_1100_clients_on_select_and_on_threads(background, name):
     """More than 1024 descriptors, and more than MAX_THREADS."""
-    background[f'1300 clients of {name}']()
+    background[f'1100 clients of {name}']()
 
 
 def lowest_unused(pid):
@@ -435,7 +659,7 @@ def lowest_unused(pid):
 @pytest.mark.parametrize('name, options', [*((name, []) for name in SERVERS),
                                            ('server03a.py', ['--select'])])
 def test_not_one_descriptor_left(serve, name, options):
-    """Clients wait in the kernel's queue for as long as nobody can accept them.
+    """Clients wait in the kernel's queue for as long as they cannot be accepted.
 
     A call of accept that waits has its descriptor already, so each of a pool may still take one.
     """
@@ -471,6 +695,13 @@ def test_a_pool_larger_than_the_descriptors(serve):
         ask(server.port)
     server.stop()
     assert 'Traceback' not in server.err
+
+
+def test_a_pool_larger_than_the_soft_limit(serve):
+    server = serve('server04.py', '-n', 40, preexec_fn=limit_descriptors(20, 200))
+    wait_until(lambda: server.out.count('Child started') == 40)
+    server.stop()
+    assert server.err == ''
 
 
 @pytest.mark.parametrize('name', ['server06.py', 'server07.py'])

@@ -5,6 +5,8 @@ top level of a script. Names that stand for different things in different design
 """
 import ast
 import collections
+import difflib
+import re
 
 import pytest
 from conftest import EVENT_DRIVEN, SERVERS, TOP
@@ -15,18 +17,18 @@ BLOCKING = [name for name in SERVERS if name not in EVENT_DRIVEN]
 # Which scripts share one version of a name that has several; every other name has one alone.
 VERSIONS = {
     'handle': [BLOCKING, EVENT_DRIVEN],
-    'accept': [['server01.py', 'server05.py'],
-               ['server03.py', 'server03a.py', 'server04.py', 'server08.py']],
     'handler': [['selsigrace.py'], ['selfpipe.py']],
     'wait': [['server02.py'], ['server06.py'], ['server07.py']],
-    'serve': [['server03.py', 'server08.py'], ['server03a.py'], ['server04.py'], ['server05.py']],
-    'start_child': [['server01.py'], ['server03.py'], ['server03a.py'], ['server04.py'],
-                    ['client.py']],
-    'start_thread': [['server05.py'], ['server08.py']],
-    'reap': [['server01.py'], ['server03.py'], ['server03a.py'], ['client.py']],
-    'stop': [['server01.py', 'server04.py'], ['server05.py', *EVENT_DRIVEN, 'rstserver.py']],
-    'TIMEOUT': [SERVERS, ['client.py']],
+    'serve': [['server03.py'], ['server03a.py'], ['server04.py'], ['server08.py']],
+    'fill_pool': [['server03.py'], ['server03a.py'], ['server04.py'], ['server08.py']],
+    'start_child': [['server01.py'], ['client.py']],
+    'reap': [['server01.py', 'server03.py'], ['server03a.py'], ['client.py']],
+    'TIMEOUT': [[*SERVERS, 'rstserver.py'], ['client.py']],
+    'RECV_SIZE': [SERVERS, ['client.py']],
     'poller': [['server04.py', 'server06.py'], ['server07.py']],
+    'unregister': [['server02.py'], ['server07.py']],
+    'register': [['server02.py']],
+    'READ': [['server02.py'], ['server06.py'], ['server07.py']],
     'children': [['server01.py', 'server03.py'], ['server03a.py', 'server04.py', 'client.py']],
     'connection': [['sendfile_demo.py'], ['tcpcork_demo.py']],
 }
@@ -79,15 +81,14 @@ def test_handle_waits_or_yields_and_is_the_same():
     def plain(script):
         handle = ast.unparse(body(script, 'handle')).splitlines()
         return [line.strip() for line in handle
-                if not any(word in line for word in ('yield', 'settimeout', 'if remaining:',
-                                                     'BlockingIOError', 'try:', 'continue'))]
+                if not any(word in line for word in ('yield', 'settimeout', 'BlockingIOError',
+                                                     'if remaining or received:'))]
     assert plain('server01.py') == plain('server02.py')
 
 
 def test_event_driven_servers_differ_only_in_how_they_wait():
-    """Line by line: the docstring, the import, the few functions that wait, and the bound."""
-    how = {'register', 'modify', 'unregister', 'wait', 'READ', 'WRITE', 'NOTHING', 'poller',
-           'readers', 'writers', 'FD_SETSIZE'}
+    """Line by line: the docstring, the few names that wait, and the limit of descriptors."""
+    how = {'register', 'modify', 'unregister', 'wait', 'READ', 'poller', 'FD_SETSIZE'}
     rest = [[(name, text) for name, text in definitions(script) if name not in how | {'main'}]
             for script in EVENT_DRIVEN]
     assert rest[0] == rest[1] == rest[2]
@@ -96,18 +97,40 @@ def test_event_driven_servers_differ_only_in_how_they_wait():
     assert mains[0] == mains[1] == mains[2]
 
 
+@pytest.mark.parametrize('one, other, most', [
+    ('server03.py', 'server04.py', 125), ('server01.py', 'server05.py', 70),
+    ('server03.py', 'server08.py', 70), ('server06.py', 'server07.py', 22)])
+def test_neighbours_differ_in_the_idea_alone(one, other, most):
+    """Count the lines that diff would show."""
+    texts = [(TOP / name).read_text().splitlines() for name in (one, other)]
+    changed = [line for line in difflib.ndiff(*texts) if line[0] in '+-']
+    assert len(changed) <= most
+
+
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_the_order_of_a_script(script):
-    """Docstring, imports, constants and state, functions, main, and nothing after it."""
-    tree = ast.parse((TOP / script).read_text())
+    """Docstring, imports, constants and state; main(); what it calls; a divider; and the rest."""
+    source = (TOP / script).read_text()
+    tree = ast.parse(source)
     docstring = ast.get_docstring(tree)
     assert all(part in docstring for part in ('\nTry: ', '\nNotice: ', '\nSee also: '))
     assert f'python3 {script}' in docstring
-    assert isinstance(tree.body[-1], ast.If)
-    assert tree.body[-2].name == 'main'
     kinds = [type(node) for node in tree.body[1:]]
     imports = [kind in (ast.Import, ast.ImportFrom) for kind in kinds]
     assert imports == sorted(imports, reverse=True)
+    divider, = re.findall('^# The (?:service|rest): .*$', source, re.MULTILINE)
+    if script in SERVERS:
+        assert divider == '# The service: the same in every server; read it once, in server01.py.'
+    idea_ends = source[:source.index(divider)].count('\n')
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert functions[0].name == 'main'
+    assert functions[0].lineno <= 40
+    assert functions[-1].lineno > idea_ends
+    for number, function in enumerate(functions[1:], 1):
+        if function.lineno < idea_ends:  # one that stands above calls it, or installs it
+            above = ''.join(map(ast.unparse, functions[:number]))
+            assert re.search(rf'\b{function.name}\b', above), function.name
+    assert isinstance(tree.body[-1], ast.If)
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

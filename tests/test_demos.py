@@ -18,6 +18,17 @@ def finish(script, status):
     assert script.wait() == status, script.err
 
 
+def assert_refused(name, option, value):
+    """A bad option gets argparse's usage, its one line of error, and status 2."""
+    result = subprocess.run([*PYTHON, TOP / name, option, value], capture_output=True, text=True,
+                            env=ENVIRONMENT, timeout=20)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert result.stderr.startswith(f'usage: {name} ')
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f'{name}: error: ')
+    assert value in last
+
+
 # rstserver and sigpipe
 
 def test_every_connection_is_reset(serve):
@@ -34,14 +45,18 @@ def test_every_connection_is_reset(serve):
     assert server.err == ''
 
 
-@pytest.mark.parametrize('options, value', [
-    (('-p', 'x'), 'x'), (('-i', 'no.such.invalid'), 'no.such'),
-    (('-i', '192.0.2.1'), '192.0.2.1')])
-def test_rstserver_refuses(run, options, value):
-    server = run('rstserver.py', '-p', 0, *options)
+@pytest.mark.parametrize('host', ['no.such.invalid', '192.0.2.1'])
+def test_rstserver_cannot_listen_there(run, host):
+    server = run('rstserver.py', '-p', 0, '-i', host)
     finish(server, 2)
-    assert value in server.err
+    assert host in server.err
     assert server.err.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ['rstserver.py', 'sigpipe.py'])
+@pytest.mark.parametrize('port', ['x', '65536', '-1'])
+def test_bad_port(name, port):
+    assert_refused(name, '-p', port)
 
 
 def test_sigpipe(serve, run):
@@ -174,13 +189,14 @@ def test_two_signals_in_a_row(run):
 def test_selfpipe(run, stdin, during_sleep):
     with some_stdin(stdin) as settings:
         script = run('selfpipe.py', *(['-s', 0.4] if during_sleep else []), **settings)
-        wait_until(lambda: script.out == f'PID: {script.pid}\n')
+        begun = f'PID: {script.pid}\n' + during_sleep * 'Sleep for 0.4 secs\n'
+        wait_until(lambda: script.out == begun)
         if not during_sleep:
             wait_until(lambda: is_blocked(script.pid))
         assert script.process.poll() is None
         script.send_signal(signal.SIGUSR1)
         finish(script, 0)
-    assert script.out == f'PID: {script.pid}\nGot signal\n'
+    assert script.out == begun + 'Got signal\n'
     assert script.err == ''
 
 
@@ -210,7 +226,8 @@ def test_a_flood_of_signals(run, secs):
     for _ in range(100_000):
         script.send_signal(signal.SIGUSR1)  # does nothing once the process has ended
     finish(script, 0)
-    assert script.out == f'PID: {script.pid}\nGot signal\n'
+    assert script.out == (f'PID: {script.pid}\n' + bool(secs) * f'Sleep for {secs} secs\n'
+                          + 'Got signal\n')
     assert script.err == ''
 
 
@@ -226,8 +243,4 @@ def test_ctrl_c_ends_them_without_a_traceback(run, name):
 @pytest.mark.parametrize('name', ['selsigrace.py', 'selfpipe.py'])
 @pytest.mark.parametrize('value', ['-1', 'soon', 'nan'])
 def test_bad_sleep(name, value):
-    result = subprocess.run([*PYTHON, TOP / name, '-s', value], capture_output=True, text=True,
-                            env=ENVIRONMENT)
-    assert (result.returncode, result.stdout) == (2, '')
-    assert result.stderr.count('\n') == 1
-    assert value in result.stderr
+    assert_refused(name, '-s', value)

@@ -206,7 +206,7 @@ def test_clients_that_leave(server):
     assert server.err == ''
 
 
-def test_a_slow_reader_delays_nobody(server):
+def test_a_slow_reader_delays_no_other(server):
     size = 30_000_000
     with connect(server.port) as slow:
         slow.sendall(b'%d\n' % size)
@@ -218,7 +218,7 @@ def test_a_slow_reader_delays_nobody(server):
         assert len(receive(slow, size - 1000)) == size - 1000
 
 
-def test_a_greedy_reader_delays_nobody(server):
+def test_a_greedy_reader_delays_no_other(server):
     """A client that takes all that is sent must not keep an event-driven server to itself."""
     code = f"""
 import socket
@@ -238,7 +238,7 @@ with socket.create_connection(('127.0.0.1', {server.port})) as conn:
             ask(server.port)
             times.append(time.monotonic() - start)
         assert greedy.poll() is None
-        assert sorted(times)[5] < 0.1  # in the middle
+        assert sorted(times)[5] < 0.3  # in the middle
     finally:
         greedy.kill()
         greedy.wait()
@@ -246,17 +246,18 @@ with socket.create_connection(('127.0.0.1', {server.port})) as conn:
 
 @pytest.mark.skipif(not LINUX, reason='reads /proc')
 def test_memory_does_not_grow_with_the_request(server):
-    def peak():
+    def largest(figure):
         found = []
         for pid in processes_of(server.pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 status = pathlib.Path(f'/proc/{pid}/status').read_text()
-                found += re.findall(r'VmHWM:\s+(\d+)', status)
+                found += re.findall(rf'{figure}:\s+(\d+)', status)
         return max(map(int, found))
+    before = largest('VmRSS')
     with connect(server.port) as conn:
         conn.sendall(b'%d\n' % GIBIBYTE)
         assert len(receive(conn, 50_000_000)) == 50_000_000
-        assert peak() < 60_000  # KiB
+        assert largest('VmHWM') < before + 40_000  # KiB
         reset(conn)
 
 

@@ -3,14 +3,14 @@
 All of it happens side by side in the background, from the moment the suite starts (see
 conftest.py); these tests, the last ones, only look at how it went.
 """
-import array
+import contextlib
 import fcntl
 import functools
 import os
+import pathlib
 import re
 import signal
 import socket
-import termios
 import threading
 import time
 
@@ -21,6 +21,7 @@ from conftest import (
     POOLS,
     SERVERS,
     ask,
+    bytes_in,
     client,
     connect,
     receive,
@@ -30,12 +31,29 @@ from conftest import (
 )
 
 
+def in_the_kernel(port, peer):
+    """Return how many bytes the kernel holds for a server's end of a connection."""
+    table = pathlib.Path('/proc/net/tcp').read_text()
+    found = re.search(rf':{port:04X} \w+:{peer:04X} \w\w (\w+):', table)
+    return int(found[1], 16) if found else 0
+
+
 def watch_silent_clients(name):
-    """Fill a server with clients that do not move; return what became of them."""
+    """Fill a server with clients that do not move, but for one; return what became of them."""
     hogs = {'silent': b'', 'half a line': b'12', 'stuck': b'200000000\n'}
-    result = {}
-    with running(name, '-p', 0, *(['-n', len(hogs)] if name in POOLS else [])) as server:
+    result = {'steady': 0}
+    with running(name, '-p', 0, *(['-n', len(hogs) + 1] if name in POOLS else [])) as server:
+        def steady_reader():
+            with steady, contextlib.suppress(ConnectionError):
+                steady.sendall(b'2700000\n')
+                while result['steady'] < 2_700_000 and (data := receive(steady, 20_000)):
+                    result['steady'] += len(data)
+                    time.sleep(0.1)
+                steady.sendall(b'7\n')
+                result['steady'] += len(receive(steady, 7))
+
         start = time.monotonic()  # earlier than the server's own clock: it cannot seem too quick
+        steady = connect(server.port)
         conns = {kind: connect(server.port) for kind in hogs}
         for kind, request in hogs.items():
             conns[kind].sendall(request)
@@ -45,24 +63,22 @@ def watch_silent_clients(name):
             ask(server.port)
             result['newcomer'] = time.monotonic() - start
 
-        def slow_reader():
-            with connect(server.port) as conn:
-                conn.sendall(b'4000000\n')
-                result['slow'] = 0
-                while result['slow'] < 4_000_000 and (data := conn.recv(40_000)):
-                    result['slow'] += len(data)
-                    time.sleep(0.12)
-
-        others = [threading.Thread(target=newcomer), threading.Thread(target=slow_reader)]
+        others = [threading.Thread(target=newcomer), threading.Thread(target=steady_reader)]
         for other in others:
             other.start()
         for kind in 'silent', 'half a line':
             receive_end(conns[kind])
             result[kind] = time.monotonic() - start
-        time.sleep(max(0, start + 12 - time.monotonic()))
-        result['stuck'] = len(receive_end(conns['stuck']))
         for other in others:
             other.join()
+        time.sleep(max(0, start + 14 - time.monotonic()))
+        peer = conns['stuck'].getsockname()[1]
+        kept = True
+        while kept and time.monotonic() < start + 24:
+            time.sleep(0.1)
+            kept = LINUX and in_the_kernel(server.port, peer)
+        result['kept'] = kept
+        result['stuck'] = len(receive_end(conns['stuck']))
         server.stop()
         result['err'] = server.err
     return result
@@ -95,8 +111,7 @@ def block_stdout(name):
             conn.sendall(b'1\n')
             assert receive(conn, 1)
         conns[0].sendall(b'1\n' * 5000)  # each prints a line; the pipe takes about 1,300
-        wait_until(lambda: array.array('i', fcntl.ioctl(read_end, termios.FIONREAD, b'    '))[0]
-                   > 0.9 * capacity)
+        wait_until(lambda: bytes_in(read_end) > 0.9 * capacity)
         for conn in conns[1:]:
             conn.sendall(b'3\n')
         time.sleep(11)
@@ -128,14 +143,15 @@ if LINUX:
 
 @pytest.mark.parametrize('name', SERVERS)
 def test_silent_and_stuck_clients(background, name):
-    """They fill the pool, and are closed after TIMEOUT; whoever waited is served then."""
+    """They fill the pool, and are closed after TIMEOUT; those who waited are served then."""
     result = background[f'silent clients of {name}']()
     assert result['err'] == ''
     assert 9.9 < result['silent'] < 13
     assert 9.9 < result['half a line'] < 13
     assert result['stuck'] < 200_000_000
     assert (9 if name in POOLS else 0) < result['newcomer'] < (13 if name in POOLS else 3)
-    assert result['slow'] == 4_000_000  # reads a little all the time: nobody closes it
+    assert result['steady'] == 2_700_007  # reads a little all the time, and so is not silent
+    assert not result['kept']  # the kernel has freed what the stuck one has not read
 
 
 @pytest.mark.parametrize('name', SERVERS)
