@@ -7,8 +7,8 @@ client waits beside one that pipelines requests without end. fork: what a fork c
 
 Try:       python3 tests/benchmark.py
            python3 tests/benchmark.py --quick --only greedy
-Notice:    the ratios hold from run to run, and between 0.9 and 1.1 two servers are level.
-           The figures themselves change with the machine and its mood.
+Notice:    the ratios, where 0.9 to 1.1 is level. The figures change with the machine and its mood.
+           On a busy machine only the ratios of CPU hold from run to run, not those of connections.
 See also:  client.py (the load), yardstick_socketserver.py and yardstick_asyncio.py (what is not
            equal, and to whose favour), greedy_client.py, fork_cost.py. Linux only.
 """
