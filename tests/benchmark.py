@@ -141,7 +141,7 @@ def designs(options, rounds):
            '#' * max(1, round(BAR * statistics.median(rates[name]) / fastest))]
           for name, design in DESIGNS.items()))
     print_table(
-        'Ratios, round by round: times as many connections; times less CPU for each',
+        'Ratios, round by round: times as many connections per second; times less CPU for each',
         ['ratio', 'conn./s', 'min-max', 'CPU', 'min-max'],
         *([f'{one} / {other}',
            *spread([a / b for a, b in zip(rates[one], rates[other])], 2),
@@ -228,7 +228,7 @@ def greedy(options, rounds):
         ['server', 'design', 'alone', 'min-max', 'beside it', 'min-max', 'worst'],
         *([name, DESIGNS[name], *spread(alone[name], 1), *spread(beside[name], 1),
            f'{max(worst[name]):.0f}'] for name in GREEDY))
-    print(f'\n{LIMIT * 1000} ms: there was no reply by then, and the client gave up.')
+    print(f'({LIMIT * 1000}: no reply by then, and the client gave up)')
 
 
 def fork(options, rounds):
@@ -410,16 +410,16 @@ def spread(values, places=0):
 def print_table(title, heading, *rows):
     """Print a table for a literal block of the page; names go to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(heading, *rows)]
-    rule = '  '.join('=' * width for width in widths)
-    lines = ['  '.join(cell.rjust(width) if sample[0].isdigit() else cell.ljust(width)
-                       for cell, width, sample in zip(row, widths, [' ', *rows[0][1:]])).rstrip()
-             for row in [heading, *rows]]
-    print('', title, '', rule, lines[0], rule, *lines[1:], rule, sep='\n', flush=True)
+    print('', title, sep='\n')
+    for row in heading, *rows:
+        print('  '.join(cell.rjust(width) if sample[0].isdigit() else cell.ljust(width)
+                        for cell, width, sample in zip(row, widths, [' ', *rows[0][1:]])).rstrip(),
+              flush=True)
 
 
 def parse_options():
     """Return the options of the command line, with what --quick or its absence sets."""
-    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+    parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=TABLES, help='make one table alone')
     parser.add_argument('--rounds', type=int, metavar='N',
