@@ -194,7 +194,7 @@ class Replay:
             wait_until(lambda: has_client(self.port))
         result = subprocess.run(['sh', '-c', self.translate(command)], cwd=TOP, env=ENVIRONMENT,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, timeout=55)
+                                stderr=subprocess.STDOUT, text=True, timeout=300)
         if command.startswith('diff '):  # nothing in it may change from run to run
             assert [line.rstrip() for line in result.stdout.splitlines()] == lines
         else:
