@@ -234,6 +234,7 @@ def test_stop_at_a_bad_moment(run, name, call):
     assert server.wait() == 0
     assert server.err == ''
     assert processes_of(server.pid) == []
+    assert server.out.count(' started with ') <= (call == 'fork')
 
 
 KILL = """
@@ -665,6 +666,8 @@ def test_not_one_descriptor_left(serve, name, options):
     pool = 5 if name in POOLS else 0
     server = serve(name, *(['-n', pool] if pool else []), *options)
     wait_until(lambda: server.out.count(' started with ') == pool)
+    wait_until(lambda: {state for _, _, session, state in processes()
+                        if session == server.pid} == {'S'})  # by then it has closed its copies
     limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE)
               for pid in [server.pid, *children_of(server.pid)]}
     for pid, (_, hard) in limits.items():
@@ -714,9 +717,8 @@ def test_ten_thousand_idle_connections(serve, name):
         start = time.monotonic()
         ask(server.port)
         assert time.monotonic() - start < 4  # one that accepts one client a turn takes 8
-        for conn in conns[::2000]:  # they are all being served
-            conn.sendall(b'5\n')
-            assert len(receive(conn, 5)) == 5
+        conns[-1].sendall(b'5\n')  # the first may have been silent for too long
+        assert len(receive(conns[-1], 5)) == 5
         assert_idle(server)
     server.stop()
     assert server.err == ''
