@@ -7,8 +7,8 @@ bytes, reads exactly as many and closes.
 Try:       python3 server01.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    the last line; run it against the next server and compare.
-See also:  server01.py to server08.py. It speaks to the servers of "Unix Network
-           Programming", chapter 30, as well: the protocol is theirs.
+See also:  server01.py to server08.py. The protocol is that of "UNIX Network
+           Programming", chapter 30; this client works with its servers, too.
 """
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ STOP = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = STOP | {signal.SIGCHLD}
 RECV_SIZE = 64 * 1024     # bytes, the most to take at once
 MAX_POOL = 10_000         # more would bring most machines down
-TIMEOUT = 30              # seconds to wait for a byte; a pool full of idlers clears in 10
+TIMEOUT = 30              # seconds to wait for a byte; the servers close silent clients after 10
 
 children = {}             # process ID -> number of the child
 
@@ -40,6 +40,7 @@ def main():
     while children and signal.sigwait(SIGNALS) not in STOP:
         reap()
     stop_children()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # one more ends it, if stdout is full
     seconds = time.perf_counter() - start
     done = sum(served)
     log(f'{done} connections, {done * options.bytes} bytes in {seconds:.2f} seconds:'
@@ -105,6 +106,7 @@ def stop_children():
     """Kill the children, who have nothing to save, and wait until they are gone."""
     for pid in children:
         os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
+    for pid in children:
         os.waitpid(pid, 0)
 
 
@@ -120,16 +122,13 @@ def parse_options():
     """Return the options of the command line; exit with status 2 if they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address of the server (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=int, default=2000,
-                        help='port of the server (default: %(default)s)')
-    parser.add_argument('-c', '--child-num', type=int, default=5,
-                        help='number of children (default: %(default)s)')
+    parser.add_argument('-i', '--host', default='localhost', help='name or address (localhost)')
+    parser.add_argument('-p', '--port', type=int, default=2000, help='port of the server (2000)')
+    parser.add_argument('-c', '--child-num', type=int, default=5, help='number of children (5)')
     parser.add_argument('-t', '--con-num', type=int, default=500,
-                        help='connections that each child makes (default: %(default)s)')
+                        help='connections that each child makes, one by one (500)')
     parser.add_argument('-b', '--bytes', type=int, default=3000,
-                        help='bytes to ask for on each connection (default: %(default)s)')
+                        help='bytes to ask for on each connection (3000)')
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
         parser.error(f'port {options.port} is not from 0 to 65535')

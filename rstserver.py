@@ -27,10 +27,6 @@ def main():
     options = parse_options()
     listener = listen(options.host, options.port)
     listener.settimeout(TICK)
-    for signum in signal.SIGINT, signal.SIGTERM:
-        signal.signal(signum, lambda signum, frame: os._exit(0))
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
-    log(f'Listening on port {listener.getsockname()[1]} ...')
     while True:
         try:
             conn, address = listener.accept()
@@ -44,14 +40,14 @@ def main():
         log(f'Sent RST to {address[0]} port {address[1]}')
 
 
-# The rest: what rstserver.py shares with the servers; see server01.py.
+# The rest: what the servers share; of its timeout and options, this one needs none.
 
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
 LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
     'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
     'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
 
 
 def log(line, stream=sys.stdout):
@@ -64,10 +60,8 @@ def parse_options():
     """Return the options of the command line; exit with status 2 if they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=int, default=2000,
-                        help='port to listen on, 0 for any free one (default: %(default)s)')
+    parser.add_argument('-i', '--host', default='localhost', help='name or address (localhost)')
+    parser.add_argument('-p', '--port', type=int, default=2000, help='port, 0: any free one (2000)')
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
         parser.error(f'port {options.port} is not from 0 to 65535')
@@ -75,7 +69,7 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket; without one, say why and exit with status 2."""
+    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
         signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
@@ -88,6 +82,10 @@ def listen(host, port):
     for name, value in LISTENER_OPTIONS.items():
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+    log(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
 
 

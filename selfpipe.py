@@ -50,7 +50,7 @@ def main():
                 pass
         except BlockingIOError:  # the pipe is empty
             pass
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # another, at exit, would kill us
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # another would kill us at exit
         print('Got signal')
 
 

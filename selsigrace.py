@@ -37,7 +37,7 @@ def main():
         select.select([quiet], [], [])
     except InterruptedError:
         pass
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # another, at exit, would kill us
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # another would kill us at exit
     if got_signal:
         print('Got signal')
 

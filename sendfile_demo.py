@@ -10,7 +10,7 @@ Try:       python3 sendfile_demo.py
 Notice:    sendfile takes next to no system calls and no user CPU. It beats the
            loop of small blocks. A loop of large ones may beat *it* here, where
            both ends are one machine; the table tells for yours.
-See also:  tcpcork_demo.py (a header in one segment with the file), sendfile(2).
+See also:  tcpcork_demo.py (a header and a body in one segment), sendfile(2).
 """
 import argparse
 import contextlib

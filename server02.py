@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """TCP concurrent server, I/O multiplexing with select.
 
-One process, no threads: the kernel tells which of all the connections are ready,
-and each of those may go on until it would have to wait.
+One process: each connection that is ready goes on until it would have to wait.
 
 Try:       python3 server02.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
@@ -27,32 +26,28 @@ FD_SETSIZE = 1024         # what select can watch: descriptors below this
 TICK = 0.1                # seconds; no wait is longer
 
 clients = collections.OrderedDict()  # descriptor -> (generator, what it waits for, deadline)
+paused = set()            # the listener's descriptor, while there are none left to accept with
 
 
 def main():
     options = parse_options()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # With these, accept fails, by EMFILE, before select meets a descriptor that it refuses.
+    # So accept fails, by EMFILE, before there is a descriptor that select refuses.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, FD_SETSIZE), hard))
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
-    for signum in signal.SIGINT, signal.SIGTERM:
-        signal.signal(signum, lambda signum, frame: os._exit(0))
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
-    log(f'Listening on port {listener.getsockname()[1]} ...')
-    next_tick = 0
     while True:
         now = time.monotonic()  # before the wait: a client that has moved since is not silent
-        for descriptor in wait():
+        ready = wait()
+        for descriptor in ready:
             if descriptor == listener.fileno():
                 accept_clients(listener)
             else:
                 resume(descriptor)
-        if now >= next_tick:
-            next_tick = now + TICK
-            close_silent(now)
-            modify(listener.fileno(), READ)  # if descriptors had run out, there may be some now
+        close_silent(now)
+        if not ready:  # a TICK has passed: other processes may have made room
+            modify(listener.fileno(), READ)
 
 
 def modify(descriptor, wanted=NOTHING):
@@ -85,8 +80,9 @@ def accept_clients(listener):
             clients[conn.fileno()] = service, next(service), time.monotonic() + TIMEOUT
     except BlockingIOError:  # the queue is empty
         pass
-    except OSError:  # out of descriptors: leave the others in the queue for a TICK
+    except OSError:  # out of descriptors: leave the others in the queue until a client leaves
         modify(listener.fileno(), NOTHING)
+        paused.add(listener.fileno())
 
 
 def resume(descriptor):
@@ -95,6 +91,8 @@ def resume(descriptor):
     wanted = next(service, None)  # run handle() to its next yield
     if wanted is None:  # it has returned, and closed the connection
         unregister(descriptor)
+        while paused:
+            modify(paused.pop(), READ)
         return
     if wanted != waited_for:
         modify(descriptor, wanted)
@@ -123,7 +121,7 @@ BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls 
 LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
     'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
     'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
 
 
 def handle(conn, address):
@@ -164,10 +162,8 @@ def parse_options():
     """Return the options of the command line; exit with status 2 if they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=int, default=2000,
-                        help='port to listen on, 0 for any free one (default: %(default)s)')
+    parser.add_argument('-i', '--host', default='localhost', help='name or address (localhost)')
+    parser.add_argument('-p', '--port', type=int, default=2000, help='port, 0: any free one (2000)')
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
         parser.error(f'port {options.port} is not from 0 to 65535')
@@ -175,7 +171,7 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket; without one, say why and exit with status 2."""
+    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
         signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
@@ -188,6 +184,10 @@ def listen(host, port):
     for name, value in LISTENER_OPTIONS.items():
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+    log(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
 
 

@@ -38,13 +38,12 @@ def main():
     with listen(options.host, options.port) as listener:
         listener.setblocking(not options.select)  # between select and accept, another may win
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they stay pending until sigwait
-        log(f'Listening on port {listener.getsockname()[1]} ...')
         fill_pool(listener, accepted, woken)
         while signal.sigwait(SIGNALS) not in STOP:
             reap()
             fill_pool(listener, accepted, woken)
     if woken:
-        time.sleep(2 * COUNT_EVERY)  # a child that Ctrl-C has not reached counts once more
+        time.sleep(2 * COUNT_EVERY)  # after kill, unlike Ctrl-C, the children count once more
     stop_children()
     print_table(accepted, woken)
 
@@ -68,7 +67,7 @@ def fill_pool(listener, accepted, woken):
         if pid == 0:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             log(f'Child started with PID: {os.getpid()}')
-            serve(listener, accepted, woken, number)  # never returns: see server03.py
+            serve(listener, accepted, woken, number)  # never returns
         children[pid] = number
 
 
@@ -110,19 +109,19 @@ def stop_children():
     """Kill the children, who have nothing to save, and wait until they are gone."""
     for pid in children:
         os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
+    for pid in children:
         os.waitpid(pid, 0)
 
 
 def print_table(accepted, woken):
     """Print what each child has counted."""
-    signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    signal.alarm(1)  # second; by then, stdout is a full pipe that is not being read
     width = len(str(max([*accepted, *woken])))
     for number, times in enumerate(accepted):
         line = f'child {number:<{len(str(len(accepted) - 1))}} : {times:{width}} times'
         if woken:
             line += f', woken {woken[number]:{width}} times'
+        if sys.stdout and not select.select([], [sys.stdout], [], 1)[1]:
+            return  # stdout is a pipe that has been full, and not been read, for a second
         log(line)
 
 
@@ -138,7 +137,7 @@ BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls 
 LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
     'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
     'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
 
 
 def handle(conn, address):
@@ -175,12 +174,9 @@ def parse_options():
     """Return the options of the command line; exit with status 2 if they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=int, default=2000,
-                        help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=int, default=10,
-                        help='size of the pool (default: %(default)s)')
+    parser.add_argument('-i', '--host', default='localhost', help='name or address (localhost)')
+    parser.add_argument('-p', '--port', type=int, default=2000, help='port, 0: any free one (2000)')
+    parser.add_argument('-n', '--child-num', type=int, default=10, help='size of the pool (10)')
     parser.add_argument('--select', action='store_true',
                         help='wait in select before accept, and count the wake-ups')
     options = parser.parse_args()
@@ -192,7 +188,7 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket; without one, say why and exit with status 2."""
+    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
         signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
@@ -205,6 +201,10 @@ def listen(host, port):
     for name, value in LISTENER_OPTIONS.items():
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+    log(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
 
 

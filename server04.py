@@ -21,7 +21,6 @@ import time
 
 STOP = {signal.SIGINT, signal.SIGTERM}
 TICK = 0.1                # seconds; the main loop checks for signals at least this often
-
 children = {}             # process ID -> channel: our end of a pair of Unix sockets
 idle = []                 # process IDs of those that wait for a connection, longest first
 poller = select.poll()    # watches the channels, and the listener while a child is idle
@@ -33,7 +32,6 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each child takes a descriptor
     with listen(options.host, options.port) as listener:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # from now on they stay pending
-        log(f'Listening on port {listener.getsockname()[1]} ...')
         listener.setblocking(False)
         next_try = 0
         while not signal.sigpending() & STOP:
@@ -54,7 +52,7 @@ def fill_pool(listener, size):
     while len(children) < size and not signal.sigpending() & STOP:
         pair = ()
         try:
-            pair = ours, theirs = socket.socketpair()  # one stays open: accept can have the other
+            pair = ours, theirs = socket.socketpair()  # of the last two, accept gets one
             pid = os.fork()
         except OSError as error:  # no process or no descriptors can be had
             for channel in pair:
@@ -80,7 +78,7 @@ def serve(channel):
         while True:
             channel.send(b'.')  # idle
             message, descriptors, _, _ = socket.recv_fds(channel, 100, 1)
-            for descriptor in descriptors:  # there is none if we had no room for it
+            for descriptor in descriptors:  # none, if this process is out of them
                 handle(socket.socket(fileno=descriptor), message.decode().split())
 
 
@@ -118,6 +116,7 @@ def stop_children():
     """Kill the children, who have nothing to save, and wait until they are gone."""
     for pid in children:
         os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
+    for pid in children:
         os.waitpid(pid, 0)
 
 
@@ -133,7 +132,7 @@ BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls 
 LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
     'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
     'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
 
 
 def handle(conn, address):
@@ -170,12 +169,9 @@ def parse_options():
     """Return the options of the command line; exit with status 2 if they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=int, default=2000,
-                        help='port to listen on, 0 for any free one (default: %(default)s)')
-    parser.add_argument('-n', '--child-num', type=int, default=10,
-                        help='size of the pool (default: %(default)s)')
+    parser.add_argument('-i', '--host', default='localhost', help='name or address (localhost)')
+    parser.add_argument('-p', '--port', type=int, default=2000, help='port, 0: any free one (2000)')
+    parser.add_argument('-n', '--child-num', type=int, default=10, help='size of the pool (10)')
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
         parser.error(f'port {options.port} is not from 0 to 65535')
@@ -185,7 +181,7 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket; without one, say why and exit with status 2."""
+    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
         signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
@@ -198,6 +194,10 @@ def listen(host, port):
     for name, value in LISTENER_OPTIONS.items():
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+    log(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
 
 

@@ -32,7 +32,6 @@ def main():
     threading.stack_size(STACK)
     with listen(options.host, options.port) as listener:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # from now on they stay pending
-        log(f'Listening on port {listener.getsockname()[1]} ...')
         listener.settimeout(TICK)
         while not signal.sigpending() & STOP:
             if threading.active_count() > MAX_THREADS:  # this one included
@@ -69,7 +68,7 @@ BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls 
 LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
     'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
     'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then drop what a stuck reader leaves, closed or not
+    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
 
 
 def handle(conn, address):
@@ -106,10 +105,8 @@ def parse_options():
     """Return the options of the command line; exit with status 2 if they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-i', '--host', default='localhost',
-                        help='name or address to listen on (default: %(default)s)')
-    parser.add_argument('-p', '--port', type=int, default=2000,
-                        help='port to listen on, 0 for any free one (default: %(default)s)')
+    parser.add_argument('-i', '--host', default='localhost', help='name or address (localhost)')
+    parser.add_argument('-p', '--port', type=int, default=2000, help='port, 0: any free one (2000)')
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
         parser.error(f'port {options.port} is not from 0 to 65535')
@@ -117,7 +114,7 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket; without one, say why and exit with status 2."""
+    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
         signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
     try:
@@ -130,6 +127,10 @@ def listen(host, port):
     for name, value in LISTENER_OPTIONS.items():
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+    log(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
 
 

@@ -8,8 +8,8 @@ start, so the error is what is left: BrokenPipeError.
 Try:       python3 rstserver.py
            python3 sigpipe.py
            python3 sigpipe.py --default; echo $?
-Notice:    the traceback comes from the error. With --default the signal is not
-           ignored, and there is none: the kernel kills the process, 128 + 13.
+Notice:    the traceback comes from the error. With --default there is none: the
+           signal kills the process, and the shell reports 141: 128 + 13.
 See also:  rstserver.py (where the reset comes from).
 """
 import argparse

@@ -9,7 +9,7 @@ Try:       python3 tcpcork_demo.py
 Notice:    from the second round on, the receiver delays its acknowledgement by
            some 40 ms, and plain waits for it. TCP_NODELAY cures the wait,
            TCP_CORK also the many segments. A cork left on holds the data 200 ms.
-See also:  sendfile_demo.py (its header goes before a file), tcp(7), RFC 896.
+See also:  sendfile_demo.py (if the body is a file), tcp(7), RFC 896.
 """
 import argparse
 import contextlib
