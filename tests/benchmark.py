@@ -31,7 +31,7 @@ import time
 
 # What is measured.
 
-ROUNDS = {'designs': 7, 'idle': 3, 'herd': 1, 'greedy': 3, 'fork': 3}
+ROUNDS = {'designs': 5, 'idle': 3, 'herd': 1, 'greedy': 3, 'fork': 3}
 FULL = {'connections': 600, 'idle_seconds': 0.2, 'crowds': (0, 250, 900, 2500, 10_000),
         'wakes': 200, 'polite_seconds': 0.6}
 QUICK = {'connections': 60, 'idle_seconds': 0.05, 'crowds': (0, 250, 900, 1200, 2500),

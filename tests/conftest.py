@@ -243,7 +243,7 @@ def background(request):
     work = {}
     for module in reversed(dict.fromkeys(item.module for item in request.session.items)):
         work.update(getattr(module, 'BACKGROUND', {}))
-    with ThreadPoolExecutor(23) as pool:  # 22 only wait, see test_waits.py
+    with ThreadPoolExecutor(32) as pool:  # most of them only wait, see test_waits.py
         futures = {name: pool.submit(function) for name, function in work.items()}
         yield {name: future.result for name, future in futures.items()}
         for future in futures.values():

@@ -18,7 +18,7 @@ def table(server):
 
 
 @pytest.mark.parametrize('options', [[], ['--select']])
-@pytest.mark.parametrize('pool, clients, connections', [(10, 15, 100), (2, 8, 500), (1, 2, 50)])
+@pytest.mark.parametrize('pool, clients, connections', [(10, 15, 100), (2, 8, 150), (1, 2, 50)])
 def test_counts_add_up(serve, options, pool, clients, connections):
     server = serve('server03a.py', '-n', pool, *options)
     wait_until(lambda: server.out.count('Child started') == pool)
