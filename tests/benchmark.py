@@ -156,7 +156,8 @@ def idle(options, rounds):
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the servers inherit it, and this:
-    os.sched_setaffinity(0, {max(processors := os.sched_getaffinity(0))})
+    if hasattr(os, 'sched_setaffinity'):  # PyPy may lack it
+        os.sched_setaffinity(0, {max(processors := os.sched_getaffinity(0))})
     cpu = {(size, name): [] for size in options.crowds for name in IDLE}
     for number, name in interleaved(IDLE, rounds):
         server, crowd, requests = Server(name), [], 1
@@ -178,7 +179,8 @@ def idle(options, rounds):
         for conn in crowd:
             conn.close()
         logging.info('idle, round %d: %s, %.0f us amid %d', number, name, cost, len(crowd))
-    os.sched_setaffinity(0, processors)
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, processors)
     print_table(
         f'Idle crowd: CPU of the server in us for a request of {SMALL_SIZE} bytes, 1 processor',
         ['idle', *[heading for name in IDLE for heading in (name, 'min-max')]],

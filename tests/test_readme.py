@@ -10,6 +10,7 @@ benchmark is run with --quick.
 import contextlib
 import os
 import pathlib
+import platform
 import random
 import re
 import shlex
@@ -147,6 +148,7 @@ class Replay:
         """Return whether the output is that on the page, and note the PIDs in it."""
         pattern, pids = self.pattern(lines)
         output = output.replace(sys.executable, 'python3').replace(f' -p {self.port}', '')
+        output = output.replace(platform.python_implementation(), 'CPython')
         found = match(pattern, output)
         if found:
             self.numbers.update(zip(pids, found.groups()))
