@@ -9,7 +9,6 @@ benchmark is run with --quick.
 """
 import contextlib
 import os
-import pathlib
 import platform
 import random
 import re
@@ -23,7 +22,17 @@ import threading
 import time
 
 import pytest
-from conftest import ENVIRONMENT, LINUX, SERVERS, TOP, Script, connect, wait_until
+from conftest import (
+    ENVIRONMENT,
+    LINUX,
+    SERVERS,
+    TOP,
+    Script,
+    children_of,
+    connect,
+    processes_of,
+    wait_until,
+)
 
 TEXT = (TOP / 'README.rst').read_text()
 CI = (TOP / '.ci' / 'run').read_text()
@@ -192,8 +201,12 @@ class Replay:
 
     def run(self, command, lines):
         """Run a command to its end, and compare all that it prints."""
-        if command.startswith('kill -9'):
-            wait_until(lambda: has_client(self.port))
+        if command.startswith('kill -9'):  # while the clients in terminal 2 are at work
+            load = self.running['2']
+            wait_until(lambda: len(processes_of(load.pid)) > 1 or load.process.poll() is not None)
+        if command.startswith('ps --forest'):  # a child for each client
+            clients = sum(isinstance(script, Netcat) for script in self.running.values())
+            wait_until(lambda: len(children_of(self.server.pid)) == clients)
         result = subprocess.run(['sh', '-c', self.translate(command)], cwd=TOP, env=ENVIRONMENT,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True, timeout=300)
@@ -244,11 +257,6 @@ def is_open(port):
     with contextlib.suppress(ConnectionError):
         connect(port).close()
         return True
-
-
-def has_client(port):
-    """Return whether a connection to *port* is established (state 1)."""
-    return re.search(rf':{port:04X} \S+ 01 ', pathlib.Path('/proc/net/tcp').read_text())
 
 
 def iterative(port):
