@@ -33,9 +33,9 @@ import time
 
 ROUNDS = {'designs': 5, 'idle': 3, 'herd': 1, 'greedy': 3, 'fork': 3}
 FULL = {'connections': 600, 'idle_seconds': 0.2, 'crowds': (0, 250, 900, 2500, 10_000),
-        'wakes': 200, 'polite_seconds': 0.6}
-QUICK = {'connections': 60, 'idle_seconds': 0.05, 'crowds': (0, 250, 900, 1200, 2500),
-         'wakes': 20, 'polite_seconds': 0.2}
+        'wakes': 200, 'settle': 0.3, 'polite_seconds': 0.6, 'limit': 2}
+QUICK = {'connections': 30, 'idle_seconds': 0.05, 'crowds': (0, 250, 900, 1200, 2500),
+         'wakes': 20, 'settle': 0.1, 'polite_seconds': 0.1, 'limit': 0.5}
 DESIGNS = {               # in the order of the page; a yardstick comes right after its server
     'server01': 'fork', 'ForkingTCPServer': 'socketserver',
     'server05': 'thread', 'ThreadingTCPServer': 'socketserver',
@@ -66,9 +66,7 @@ FD_SETSIZE = 1024         # what select can watch: descriptors below this
 SPARE = 50                # descriptors needed beside those of a crowd
 NEIGHBOURS = 50           # connections of greedy_client.py; as many children of a pool are busy,
 FREE = 10                 # and these are not
-SETTLE = 0.3              # seconds until all NEIGHBOURS are being served
 REST = 0.01               # seconds between two requests of the polite client
-LIMIT = 2                 # seconds that it waits at the most
 PATIENCE = 60             # seconds for anything that has to happen
 HOST = '127.0.0.1'        # a number: no time goes into names, or into trying ::1 first
 BAR = 10                  # characters, the longest bar
@@ -213,14 +211,14 @@ def greedy(options, rounds):
     alone, beside, worst = [{name: [] for name in GREEDY} for _ in range(3)]
     for number, name in interleaved(GREEDY, rounds):
         server = Server(name, NEIGHBOURS + FREE)
-        before = polite_waits(server, options.polite_seconds / 4)
+        before = polite_waits(server, options.polite_seconds / 4, options.limit)
         neighbour = Program(f'greedy_client.py against {name}', 'tests/greedy_client.py',
                             server.port, NEIGHBOURS, PATIENCE)
         wait_until(neighbour.output)
-        time.sleep(SETTLE)
-        waits = polite_waits(server, options.polite_seconds)
+        time.sleep(options.settle)  # until all NEIGHBOURS are being served
+        waits = polite_waits(server, options.polite_seconds, options.limit)
         neighbour.interrupt()
-        server.stop(len(before) + sum(wait < LIMIT * 1000 for wait in waits), SMALL_SIZE)
+        server.stop(len(before) + sum(wait < options.limit * 1000 for wait in waits), SMALL_SIZE)
         alone[name].append(statistics.median(before))
         beside[name].append(statistics.median(waits))
         worst[name].append(max(waits))
@@ -230,7 +228,7 @@ def greedy(options, rounds):
         ['server', 'design', 'alone', 'min-max', 'beside it', 'min-max', 'worst'],
         *([name, DESIGNS[name], *spread(alone[name], 1), *spread(beside[name], 1),
            f'{max(worst[name]):.0f}'] for name in GREEDY))
-    print(f'({LIMIT * 1000}: no reply by then, and the client gave up)')
+    print(f'({options.limit * 1000:.0f}: no reply by then, and the client gave up)')
 
 
 def fork(options, rounds):
@@ -344,14 +342,14 @@ def cpu_for_requests(server, seconds):
         return count, (cpu_now(server.pid) - before) / (count - 1) * 1e6
 
 
-def polite_waits(server, seconds):
-    """Ask on one connection after another; return the milliseconds that each took."""
+def polite_waits(server, seconds, limit):
+    """Ask on one connection after another; return the milliseconds that each took, to *limit*."""
     waits, end = [], time.perf_counter() + seconds
     while not waits or time.perf_counter() < end:
         start = time.perf_counter()
-        with contextlib.suppress(socket.timeout), server.connect(LIMIT) as conn:
+        with contextlib.suppress(socket.timeout), server.connect(limit) as conn:
             ask(conn)
-        waits.append(min(time.perf_counter() - start, LIMIT) * 1000)
+        waits.append(min(time.perf_counter() - start, limit) * 1000)
         time.sleep(REST)
     return waits
 
@@ -427,7 +425,7 @@ def parse_options():
     parser.add_argument('--rounds', type=int, metavar='N',
                         help='how often to measure (default: 1 to 7, as a table needs)')
     parser.add_argument('--quick', action='store_true',
-                        help='about 10 seconds, smaller crowds, rough figures')
+                        help='about 15 seconds, smaller crowds, rough figures')
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
         parser.error('--rounds: at least 1')

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -37,10 +38,11 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_N
 
 def wait_until(condition, seconds=SOON):
     """Return as soon as condition() is true, and whatever it returned; fail when time runs out."""
-    deadline = time.monotonic() + seconds
+    pause, deadline = 0.001, time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, 'what was waited for did not happen'
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)  # those who wait long must not take the processors
     return result
 
 
@@ -51,6 +53,7 @@ class Script:
         command = command or [*PYTHON, TOP / name, *map(str, options)]
         settings = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE,
                     'stderr': subprocess.PIPE, 'env': ENVIRONMENT, 'cwd': TOP, **popen}
+        self.name = name
         self.process = subprocess.Popen(command, start_new_session=True, **settings)
         self.pid = self.process.pid
         self.texts = {'stdout': '', 'stderr': ''}
@@ -114,9 +117,9 @@ def processes():
     found = []
     for pid in filter(str.isdigit, os.listdir('/proc')):  # a glob looks inside, and may raise
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
-            state, parent, _, session = stat.rpartition(')')[2].split()[:4]
-            found.append((int(pid), int(parent), int(session), state))
+            with open(f'/proc/{pid}/stat', 'rb') as stat:
+                state, parent, _, session = stat.read().rpartition(b')')[2].split()[:4]
+            found.append((int(pid), int(parent), int(session), state.decode()))
     return sorted(found)
 
 
@@ -156,21 +159,32 @@ def running(name, *options, **popen):
         script.kill()
 
 
+@contextlib.contextmanager
+def starters():
+    """Give what tests start scripts with; leave nothing of the scripts in the end."""
+    with contextlib.ExitStack() as stack:
+        def run(*args, **popen):
+            return stack.enter_context(running(*args, **popen))
+
+        def serve(name, *options, **popen):
+            server = run(name, '-p', 0, *options, **popen)
+            assert server.port
+            return server
+        yield {'run': run, 'serve': serve}
+
+
 @pytest.fixture
 def run():
     """Start scripts, and leave nothing of them after the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **popen: stack.enter_context(running(*args, **popen))
+    with starters() as functions:
+        yield functions['run']
 
 
 @pytest.fixture
-def serve(run):
+def serve():
     """Start servers on ports of the kernel's choice; each is returned when it listens."""
-    def start(name, *options, **popen):
-        server = run(name, '-p', 0, *options, **popen)
-        assert server.port
-        return server
-    return start
+    with starters() as functions:
+        yield functions['serve']
 
 
 def client(port, *options):
@@ -229,22 +243,51 @@ def ask(port, size=10):
         assert receive_end(conn) == b''
 
 
+# Tests run side by side, in threads, from the moment the suite starts; pytest only asks for their
+# results. Those marked serial run in its own thread, one after another, and come first.
+
+WORKERS = {'waits': 32,      # the test does little but wait: all of these at once
+           'others': 5}
+futures = {}                 # item -> future
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'waits: does little but wait')
+    config.addinivalue_line('markers', 'serial: measures time, or shares a server with others')
+
+
 def pytest_collection_modifyitems(items):
-    """Put those tests last that look at what has been done in the background."""
-    items.sort(key=lambda item: 'background' in inspect.signature(item.function).parameters)
+    items.sort(key=lambda item: not item.get_closest_marker('serial'))
+
+
+def call(item):
+    """Run the function of a test, which may ask for parameters, run, serve and tmp_path."""
+    parameters = item.callspec.params if hasattr(item, 'callspec') else {}
+    with starters() as functions, tempfile.TemporaryDirectory() as folder:
+        arguments = {**parameters, **functions, 'tmp_path': pathlib.Path(folder)}
+        item.function(**{name: arguments[name]
+                         for name in inspect.signature(item.function).parameters})
 
 
 @pytest.fixture(scope='session', autouse=True)
-def background(request):
-    """Start what takes long as soon as the suite starts: the functions in BACKGROUND of each file.
-
-    Give {name: function that waits for the result and returns it}.
-    """
-    work = {}
-    for module in reversed(dict.fromkeys(item.module for item in request.session.items)):
-        work.update(getattr(module, 'BACKGROUND', {}))
-    with ThreadPoolExecutor(32) as pool:  # most of them only wait, see test_waits.py
-        futures = {name: pool.submit(function) for name, function in work.items()}
-        yield {name: future.result for name, future in futures.items()}
+def threads(request):
+    """Start the tests that run in threads, in an order that has the longest first."""
+    with contextlib.ExitStack() as stack:
+        pools = {name: stack.enter_context(ThreadPoolExecutor(workers))
+                 for name, workers in WORKERS.items()}
+        for item in reversed(request.session.items):
+            if not any(mark.args[0] for mark in item.iter_markers('skipif')):
+                if not item.get_closest_marker('serial'):
+                    pool = pools['waits' if item.get_closest_marker('waits') else 'others']
+                    futures[item] = pool.submit(call, item)
+        yield
         for future in futures.values():
             future.cancel()
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    """Return true if the test has run in a thread: then pytest need not run it."""
+    if pyfuncitem in futures:
+        futures[pyfuncitem].result()
+        return True
+    return None

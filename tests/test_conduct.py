@@ -4,7 +4,6 @@ Here each test starts a server of its own, to do to it what others should not se
 """
 import contextlib
 import fcntl
-import functools
 import os
 import pathlib
 import re
@@ -36,7 +35,6 @@ from conftest import (
     processes_of,
     receive,
     receive_end,
-    running,
     wait_until,
 )
 
@@ -66,24 +64,21 @@ def assert_idle(*servers):
 # SIGINT or SIGTERM: listening stops, no child is left, status 0, the port is free at once.
 
 @every_server
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
-def test_stop_with_clients_connected(serve, name, signum):
-    port, seconds = 0, []
-    with contextlib.ExitStack() as stack:
-        for _ in range(2):
-            server = serve(name, '-p', port)
-            port = server.port
-            silent, stuck = [stack.enter_context(connect(port)) for _ in range(2)]
+def test_stop_with_clients_connected(serve, name):
+    port = 0
+    for signum in signal.SIGINT, signal.SIGTERM:
+        server = serve(name, '-p', port)
+        port = server.port
+        with connect(port) as silent, connect(port) as stuck:
             silent.sendall(b'12')
             stuck.sendall(b'200000000\n')
             assert receive(stuck, 1)
             start = time.monotonic()
             server.stop(signum)
-            seconds.append(time.monotonic() - start)
-            assert 'Traceback' not in server.err
-            with pytest.raises(ConnectionError):
-                connect(port)
-    assert min(seconds) < 4  # the lesser; a server that waits for its clients takes 10
+            assert time.monotonic() - start < 9  # a server that waits for its clients takes 10
+        assert 'Traceback' not in server.err
+        with pytest.raises(ConnectionError):
+            connect(port)
 
 
 @pytest.mark.skipif(not LINUX, reason='reads /proc')
@@ -149,9 +144,9 @@ def test_the_reader_of_stdout_leaves(run, name):
     assert server.err == ''
 
 
-def stop_while_stdout_is_full(name):
-    """Return how long a server takes to stop, by each signal."""
-    seconds = []
+@pytest.mark.skipif(not LINUX, reason='sets the size of a pipe, as Linux can')
+@every_server
+def test_stop_while_stdout_is_full(run, name):
     for signum in signal.SIGINT, signal.SIGTERM:
         read_end, write_end = os.pipe()
         size = fcntl.fcntl(write_end, 1031, 1)  # F_SETPIPE_SZ, in the module since Python 3.10
@@ -160,29 +155,17 @@ def stop_while_stdout_is_full(name):
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.bind(('127.0.0.1', 0))  # as it does not listen, the server may
             port = reserved.getsockname()[1]
-            server = stack.enter_context(running(name, '-p', port, stdout=write_end))
+            server = run(name, '-p', port, stdout=write_end)
             wait_until(lambda: bytes_in(read_end) > size - 40)
             for _ in range(2):
                 stack.enter_context(connect(port)).sendall(b'1\n')
             assert_idle(server)  # all that print a line wait
             start = time.monotonic()
             server.stop(signum)
-            seconds.append(time.monotonic() - start)
+            assert time.monotonic() - start < 9  # it waits neither for a reader nor for clients
             assert server.err == ''
         os.close(read_end)
         os.close(write_end)
-    return seconds
-
-
-BACKGROUND = {f'stdout of {name} is full': functools.partial(stop_while_stdout_is_full, name)
-              for name in SERVERS if LINUX}
-
-
-@pytest.mark.skipif(not LINUX, reason='sets the size of a pipe, as Linux can')
-@every_server
-def test_stop_while_stdout_is_full(background, name):
-    seconds = background[f'stdout of {name} is full']()
-    assert min(seconds) < 3  # the lesser: for the other, it may be the machine that was busy
 
 
 @pytest.mark.skipif(not LINUX, reason='reads /proc')
@@ -357,6 +340,7 @@ while True:
 """
 
 
+@pytest.mark.serial
 @every_server
 def test_a_greedy_crowd(serve, name):
     """An event loop goes round; the system divides its time between processes or threads."""
@@ -365,7 +349,7 @@ def test_a_greedy_crowd(serve, name):
     greedy = subprocess.Popen([*PYTHON, '-c', GREEDY, str(server.port), str(crowd)],
                               env=ENVIRONMENT)
     try:
-        wait_until(lambda: server.out.count('send 1 bytes') > 20 * crowd)
+        wait_until(lambda: server.out.count('send 1 bytes') > 5 * crowd)
         times = []
         while len(times) < 9:
             start = time.monotonic()
@@ -469,7 +453,8 @@ def test_children_are_killed_under_load(serve, name):
     wait_until(lambda: list(children_of(server.pid).values()).count('S') == 4)
     assert client(server.port, '-c', 8, '-t', 5).returncode == 0
     server.stop()
-    assert server.err == ''
+    # The last idle child of server04 may die just before a connection is passed to it.
+    assert server.err.count('\n') == server.err.count(': cannot be passed to a child\n')
 
 
 def test_a_child_of_server01_does_not_keep_the_port(serve):
@@ -616,30 +601,22 @@ def test_a_child_is_replaced_for_a_connection(serve):
     assert server.out.count('Child started') == 2
 
 
-def start_pool_in_scarcity(name):
+@pytest.mark.parametrize('name', POOLS)
+def test_no_process_or_thread_for_the_pool(run, name):
     """The pool starts with what it can get, and grows when it can, a second later."""
     shim = (START if name == 'server08.py' else FORK).format(calls=(2,))
-    with running(name, command=[*PYTHON, '-c', shim, TOP / name, '-p', '0', '-n', '3']) as server:
-        ask(server.port)
-        wait_until(lambda: server.out.count(' started with ') == 3)
-        ask(server.port)
-        server.stop()
-        return server.err
-
-
-BACKGROUND.update({f'scarcity for {name}': functools.partial(start_pool_in_scarcity, name)
-                   for name in POOLS})
-
-
-@pytest.mark.parametrize('name', POOLS)
-def test_no_process_or_thread_for_the_pool(background, name):
-    error, = background[f'scarcity for {name}']().splitlines()
+    server = run(name, command=[*PYTHON, '-c', shim, TOP / name, '-p', '0', '-n', '3'])
+    ask(server.port)
+    wait_until(lambda: server.out.count(' started with ') == 3)
+    ask(server.port)
+    server.stop()
+    error, = server.err.splitlines()
     assert 'scarce' in error
 
 
 # Out of descriptors: stop accepting until someone leaves, never spin, never die.
 
-def crowd(server, count):
+def serve_crowd(server, count):
     """Connect many clients, more than the server can have at once; in turn, each gets its due."""
     conns = [connect(server.port) for _ in range(count)]
     for conn in conns:
@@ -652,31 +629,19 @@ def crowd(server, count):
         assert len(receive(conn, 5)) == 5
     conns[0].close()
     ask(server.port)
-
-
-def serve_crowd(name, count, **popen):
-    """Let a server have a crowd of clients."""
-    with running(name, '-p', 0, **popen) as server:
-        crowd(server, count)
-        server.stop()
-        assert server.err == ''
-
-
-BACKGROUND.update({f'200 clients of {name}': functools.partial(
-    serve_crowd, name, 200, preexec_fn=limit_descriptors(64)) for name in SERVERS})
-BACKGROUND.update({f'1100 clients of {name}': functools.partial(serve_crowd, name, 1100)
-                   for name in ('server02.py', 'server05.py')})
+    server.stop()
+    assert server.err == ''
 
 
 @every_server
-def test_64_descriptors_for_200_clients(background, name):
-    background[f'200 clients of {name}']()
+def test_64_descriptors_for_200_clients(serve, name):
+    serve_crowd(serve(name, preexec_fn=limit_descriptors(64)), 200)
 
 
 @pytest.mark.parametrize('name', ['server02.py', 'server05.py'])
-def test_1100_clients_on_select_and_on_threads(background, name):
+def test_1100_clients_on_select_and_on_threads(serve, name):
     """More than 1024 descriptors, and more than MAX_THREADS."""
-    background[f'1100 clients of {name}']()
+    serve_crowd(serve(name), 1100)
 
 
 def lowest_unused(pid):
@@ -736,6 +701,7 @@ def test_a_pool_larger_than_the_soft_limit(serve):
     assert server.err == ''
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize('name', ['server06.py', 'server07.py'])
 def test_ten_thousand_idle_connections(serve, name):
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

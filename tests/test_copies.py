@@ -6,6 +6,7 @@ top level of a script. Names that stand for different things in different design
 import ast
 import collections
 import difflib
+import functools
 import re
 
 import pytest
@@ -49,6 +50,7 @@ def definitions(name):
                     yield target.id, ast.dump(node.value)
 
 
+@functools.lru_cache(maxsize=None)
 def shared():
     """Return {name: {source: [scripts]}} of what more than one script defines."""
     table = collections.defaultdict(lambda: collections.defaultdict(list))

@@ -1,6 +1,5 @@
 """The demonstrations of chapter 2: each prints what its page says, signals and all."""
 import contextlib
-import functools
 import os
 import re
 import signal
@@ -10,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ENVIRONMENT, PYTHON, TOP, running, wait_until
+from conftest import ENVIRONMENT, PYTHON, TOP, wait_until
 
 
 def finish(script, status):
@@ -147,30 +146,27 @@ def is_blocked(pid):
         return stat.read().rpartition(')')[2].split()[0] == 'S' and 'sleep' not in wchan.read()
 
 
-def race(stdin):
-    """Send selsigrace.py a signal before select, and one during it."""
-    with some_stdin(stdin) as settings, running('selsigrace.py', '-s', 3, **settings) as script:
+STDINS = ['end of file', 'silent', 'data', 'closed']
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize('stdin', STDINS)
+def test_selsigrace(run, stdin):
+    """A signal that comes before select is missed; one that comes during it is not."""
+    with some_stdin(stdin) as settings:
+        script = run('selsigrace.py', '-s', 3, **settings)
         wait_until(lambda: script.out == f'PID: {script.pid}\nSleep for 3 secs\n')
         script.send_signal(signal.SIGUSR1)
         asleep = f'PID: {script.pid}\nSleep for 3 secs\nWake up and block in "select"\n'
         wait_until(lambda: script.out == asleep)
-        time.sleep(0.3)  # the first signal is missed: nothing happens
+        time.sleep(0.3)  # nothing happens
         assert script.process.poll() is None
         assert script.out == asleep
         wait_until(lambda: is_blocked(script.pid))
         script.send_signal(signal.SIGUSR1)
         finish(script, 0)
-        assert script.out == asleep + 'Got signal\n'
-        assert script.err == ''
-
-
-STDINS = ['end of file', 'silent', 'data', 'closed']
-BACKGROUND = {f'selsigrace, stdin: {stdin}': functools.partial(race, stdin) for stdin in STDINS}
-
-
-@pytest.mark.parametrize('stdin', STDINS)
-def test_selsigrace(background, stdin):
-    background[f'selsigrace, stdin: {stdin}']()
+    assert script.out == asleep + 'Got signal\n'
+    assert script.err == ''
 
 
 def test_two_signals_in_a_row(run):

@@ -40,7 +40,6 @@ FIRST_SCREEN = 'Concurrent server design in Python'
 PROMPT = re.compile(r'(\d?)(\$|(?<=\d)[<>]) ?(.*)')
 SERVER = re.compile(r'python3 (?:server\w+|rstserver|iterative)\.py')
 LONG_RUNNING = re.compile(rf'{SERVER.pattern}|nc |python3 (?:selsigrace|selfpipe)\.py')
-SLOW = re.compile(r'selsigrace|selfpipe|sendfile|server03|measurements')
 LINUX_ONLY = re.compile(r'server0[16]|tcpcork|measurements')
 # The kernel gives these ports to no one that asks for a free one.
 PORTS = iter(random.sample(range(20_000, 32_000), 1000))
@@ -105,16 +104,15 @@ class Netcat:
 class Replay:
     """One section in the making: its terminals, and the numbers that the page calls processes."""
 
-    def __init__(self, title):
-        self.title = title
+    def __init__(self):
         self.running = {}   # terminal -> Script or Netcat
         self.seen = {}      # terminal -> characters of its output that have been compared
         self.numbers = {}   # PID on the page -> PID here
         self.server = self.port = None
 
-    def play(self):
+    def play(self, replays):
         with contextlib.closing(self):
-            for steps in REPLAYS[self.title]:
+            for steps in replays:
                 for number, (terminal, kind, text, lines) in enumerate(steps):
                     goes_on = [step[1] for step in steps[number + 1:] if step[0] == terminal]
                     if kind == '<' and text != '^C':
@@ -175,6 +173,7 @@ class Replay:
         if self.server:  # other tests may run the same server
             command = command.replace('pgrep ', f'pgrep -s {self.server.pid} ')
         command = command.replace('| grep', '| grep --line-buffered')
+        command = command.replace('sendfile_demo.py', 'sendfile_demo.py -m 30')
         command = command.replace('benchmark.py', 'benchmark.py --quick 2>/dev/null')
         return command.replace('python3', shlex.quote(sys.executable))
 
@@ -274,48 +273,31 @@ def replay_first_screen():
     result = subprocess.run(['sh', '-c', command.replace('python3', shlex.quote(sys.executable))],
                             cwd=TOP, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
                             capture_output=True, text=True, timeout=50)
-    assert Replay('').compare(line[3], result.stdout), result.stdout
+    assert Replay().compare(line[3], result.stdout), result.stdout
     counts = re.findall(r'^child \d+ : +(\d+) times$', result.stdout, re.MULTILINE)
     assert sum(map(int, counts)) == 1500
     assert result.stderr == ''
     assert len(f'    $ {line[2]}') <= 100
     assert [step[2] for step in main_job[:2]] == [
         'python3 server03a.py', 'python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096']
-    play = Replay(FIRST_SCREEN)
-    REPLAYS[FIRST_SCREEN][:] = [main_job]
-    play.play()
+    Replay().play([main_job])
     selected = subprocess.run(['sh', '-c', re.search(r'^command=\$\((sed .*)\)$', CI, re.M)[1]],
                               cwd=TOP, capture_output=True, text=True)
     assert selected.stdout.strip() == tests[2]
     assert tests[2].endswith('python -m pytest -q')
 
 
-def background():
-    """Return {title: function that replays the section}, the longest first."""
-    functions = {title: Replay(title).play for title in sorted(REPLAYS, key=is_quick)
-                 if LINUX or not LINUX_ONLY.search(title)}
-    functions[FIRST_SCREEN] = replay_first_screen
-    return functions
-
-
-def is_quick(title):
-    return not SLOW.search(title)
-
-
-BACKGROUND = background()
-
-
 def test_every_terminal_is_in_a_section():
     blocks = [block for block in literal_blocks(TEXT) if re.match(r'\d?\$ ', block)]
-    assert sum(map(len, REPLAYS.values())) >= len(blocks) - 2  # the first screen has had its turn
+    assert sum(map(len, REPLAYS.values())) == len(blocks)
     assert len(blocks) == len(re.findall(r'^(?!    ).*\n\n    \d?\$ ', TEXT, re.MULTILINE))
 
 
 @pytest.mark.parametrize('title', REPLAYS)
-def test_terminals(background, title):
+def test_terminals(title):
     if LINUX_ONLY.search(title) and not LINUX:
         pytest.skip('Linux only')
-    background[title]()
+    replay_first_screen() if title == FIRST_SCREEN else Replay().play(REPLAYS[title])
 
 
 def test_each_server_has_its_result_of_the_standard_run():

@@ -113,7 +113,7 @@ runpy.run_path({str(TOP / 'sendfile_demo.py')!r}, run_name='__main__')
     assert re.fullmatch(r'.*shrinking.* ends after .* has it shrunk\?\n', result.stderr)
 
 
-def send_more_than_2_gib():
+def test_more_than_2_gib():
     """Only call the source's own function, for the whole demonstration would take a minute."""
     folder = '/dev/shm' if os.path.isdir('/dev/shm') else None  # what is a hole takes no memory
     code = f"""
@@ -123,21 +123,8 @@ with tempfile.TemporaryFile(buffering=0, dir={folder!r}) as file:
     file.truncate({2 ** 31 + 5})
     print(demo['transfer']('sendfile', file, {2 ** 31 + 5})[3])
 """
-    return subprocess.run([*PYTHON, '-c', code], capture_output=True, text=True, env=ENVIRONMENT,
-                          timeout=55)
-
-
-def cork():
-    """Run tcpcork_demo.py to its end."""
-    return subprocess.run([*PYTHON, TOP / 'tcpcork_demo.py'], capture_output=True, text=True,
-                          env=ENVIRONMENT, timeout=55, preexec_fn=ignore_children)
-
-
-BACKGROUND = {'more than 2 GiB': send_more_than_2_gib, 'cork': cork}
-
-
-def test_more_than_2_gib(background):
-    result = background['more than 2 GiB']()
+    result = subprocess.run([*PYTHON, '-c', code], capture_output=True, text=True,
+                            env=ENVIRONMENT, timeout=55)
     assert (result.returncode, result.stderr) == (0, '')
     assert int(result.stdout) >= 2
 
@@ -164,7 +151,8 @@ with open({str(TOP / 'LICENSE')!r}, 'rb', buffering=0) as file:
 def test_an_early_end(run, tmp_path, name, signum):
     if name == 'tcpcork_demo.py' and not LINUX:
         pytest.skip('TCP_CORK exists on Linux only')
-    script = run(name, env={**ENVIRONMENT, 'TMPDIR': str(tmp_path)})
+    size = ['-m', 50] if name == 'sendfile_demo.py' else []
+    script = run(name, *size, env={**ENVIRONMENT, 'TMPDIR': str(tmp_path)})
     wait_until(lambda: script.out or len(list(processes_of(script.pid))) > 1)
     script.send_signal(signum)
     assert script.wait() == -signum
@@ -175,9 +163,10 @@ def test_an_early_end(run, tmp_path, name, signum):
 
 
 @pytest.mark.skipif(not LINUX, reason='TCP_CORK exists on Linux only')
-def test_tcp_cork(background):
+def test_tcp_cork():
     """The stall of plain must show, and that neither of the two others has it."""
-    result = background['cork']()
+    result = subprocess.run([*PYTHON, TOP / 'tcpcork_demo.py'], capture_output=True, text=True,
+                            env=ENVIRONMENT, timeout=55, preexec_fn=ignore_children)
     assert (result.returncode, result.stderr) == (0, '')
     rows = table(result.stdout)
     assert list(rows) == ['plain', 'TCP_NODELAY', 'TCP_CORK', 'TCP_CORK left on']
@@ -209,8 +198,9 @@ runpy.run_path(sys.argv[0], run_name='__main__')
     assert re.fullmatch(r'.* this system has no .*\n', result.stderr)
 
 
-@pytest.mark.parametrize('name', ['sendfile_demo.py', 'tcpcork_demo.py'])
-def test_no_process_for_the_receiver(name):
+@pytest.mark.parametrize('name, options', [('sendfile_demo.py', ['-m', '1']),
+                                           ('tcpcork_demo.py', [])])
+def test_no_process_for_the_receiver(name, options):
     """One clear line, exit status 1."""
     code = f"""
 import os, runpy, sys
@@ -220,7 +210,7 @@ os.fork = fork
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
-    result = subprocess.run([sys.executable, '-c', code, TOP / name], capture_output=True,
-                            text=True, env=ENVIRONMENT, timeout=50)
+    result = subprocess.run([sys.executable, '-c', code, TOP / name, *options],
+                            capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
     assert result.returncode == 1
     assert re.fullmatch(rf'.*{name}: error: .*scarce\n', result.stderr)
