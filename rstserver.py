@@ -40,14 +40,10 @@ def main():
         log(f'Sent RST to {address[0]} port {address[1]}')
 
 
-# The rest: what the servers share; of its timeout and options, this one needs none.
+# The rest: as in the servers; the options of the listener make no difference here.
 
-TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
-LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
-    'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
-    'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
+MAX_UNSENT = 128 * 1024   # bytes the kernel takes ahead; more would hide that a client reads
 
 
 def log(line, stream=sys.stdout):
@@ -79,9 +75,9 @@ def listen(host, port):
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
         log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
-    for name, value in LISTENER_OPTIONS.items():
-        if hasattr(socket, name):
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; see tcpcork_demo.py
+    if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
     for signum in signal.SIGINT, signal.SIGTERM:
         signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them

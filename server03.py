@@ -84,17 +84,14 @@ RECV_SIZE = 1024          # bytes; more than a line, as closing with some unread
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 MAX_POOL = 10_000         # more would bring most machines down
 BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
-LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
-    'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
-    'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
+MAX_UNSENT = 128 * 1024   # bytes the kernel takes ahead; more would hide that a client reads
 
 
 def handle(conn, address):
     """Serve one request after another on *conn* until the client closes it; close it, too."""
     conn.settimeout(TIMEOUT)
     received = b''
-    with conn, contextlib.suppress(OSError):  # reset, or timed out: this client only
+    try:
         while True:
             while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
                 data = conn.recv(RECV_SIZE)
@@ -112,6 +109,11 @@ def handle(conn, address):
             log(f'Got request to send {remaining} bytes. Sending them all...')
             while remaining:  # one send does not send all
                 remaining -= conn.send(BLOCK[:remaining])
+    except OSError:  # reset, or timed out: this client only
+        if hasattr(socket, 'TCP_USER_TIMEOUT'):  # the kernel drops what a stuck reader leaves
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TIMEOUT * 1000)  # ms
+    finally:
+        conn.close()
 
 
 def log(line, stream=sys.stdout):
@@ -146,9 +148,9 @@ def listen(host, port):
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
         log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
-    for name, value in LISTENER_OPTIONS.items():
-        if hasattr(socket, name):
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; see tcpcork_demo.py
+    if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
     for signum in signal.SIGINT, signal.SIGTERM:
         signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them

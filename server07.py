@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """TCP concurrent server, I/O multiplexing with epoll.
 
-One process: each connection that is ready goes on until it would have to wait.
+One process: each connection that is ready takes a step, and never waits in it.
 
 Try:       python3 server07.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
@@ -29,7 +29,6 @@ unregister = lambda descriptor: None  # close does it, see epoll(7)
 TICK = 0.1                # seconds; no wait is longer
 
 clients = collections.OrderedDict()  # descriptor -> (generator, what it waits for, deadline)
-paused = set()            # the listener's descriptor, while there are none left to accept with
 
 
 def main():
@@ -39,22 +38,24 @@ def main():
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
+    next_try = 0
     while True:
         now = time.monotonic()  # before the wait: a client that has moved since is not silent
-        ready = wait()
-        for descriptor in ready:
+        if now >= next_try:  # to accept: if descriptors have run out, there may be some again
+            modify(listener.fileno(), READ)
+            next_try = now + TICK
+        for descriptor in wait():
             if descriptor == listener.fileno():
                 accept_clients(listener)
             else:
                 resume(descriptor)
         close_silent(now)
-        if not ready:  # a TICK has passed: other processes may have made room
-            modify(listener.fileno(), READ)
 
 
 def wait():
     """Return the descriptors that are ready; after TICK seconds without any, an empty list."""
-    return [descriptor for descriptor, _ in poller.poll(TICK, len(clients) + 1)]  # default: 1023
+    ready = poller.poll(TICK, len(clients) + 1)  # all of them; by default, 1023 at most
+    return [descriptor for descriptor, _ in ready]
 
 
 def accept_clients(listener):
@@ -68,23 +69,20 @@ def accept_clients(listener):
             clients[conn.fileno()] = service, next(service), time.monotonic() + TIMEOUT
     except BlockingIOError:  # the queue is empty
         pass
-    except OSError:  # out of descriptors: leave the others in the queue until a client leaves
+    except OSError:  # out of descriptors: for a TICK, the others wait in the queue
         modify(listener.fileno(), NOTHING)
-        paused.add(listener.fileno())
 
 
 def resume(descriptor):
-    """Let a client that is ready go on until it has to wait again, or leaves."""
+    """Run one step of a client that is ready: up to the next yield of handle(), or to its end."""
     service, waited_for, _ = clients.pop(descriptor)
-    wanted = next(service, None)  # run handle() to its next yield
+    wanted = next(service, None)
     if wanted is None:  # it has returned, and closed the connection
         unregister(descriptor)
-        while paused:
-            modify(paused.pop(), READ)
         return
     if wanted != waited_for:
         modify(descriptor, wanted)
-    clients[descriptor] = service, wanted, time.monotonic() + TIMEOUT  # the last one, now
+    clients[descriptor] = service, wanted, time.monotonic() + TIMEOUT  # goes to the end
 
 
 def close_silent(now):
@@ -106,16 +104,13 @@ MAX_LINE = 32             # bytes that one request may take up
 RECV_SIZE = 1024          # bytes; more than a line, as closing with some unread would send RST
 TIMEOUT = 10              # seconds that a client may be silent, or stop reading
 BACKLOG = 1024            # clients not yet accepted; the 5 of old books stalls some of 15 for 1 s
-LISTENER_OPTIONS = {      # connections inherit them; a system that lacks one does without
-    'TCP_NODELAY': 1,     # send a small reply at once: see tcpcork_demo.py
-    'TCP_NOTSENT_LOWAT': 128 * 1024,     # bytes taken ahead; more would hide that a client reads
-    'TCP_USER_TIMEOUT': TIMEOUT * 1000}  # ms; then the kernel drops what a stuck reader leaves
+MAX_UNSENT = 128 * 1024   # bytes the kernel takes ahead; more would hide that a client reads
 
 
 def handle(conn, address):
     """Serve requests on *conn* until the client closes it; yield READ or WRITE rather than wait."""
     received = b''
-    with conn, contextlib.suppress(OSError):  # reset: this client only
+    try:
         while True:
             while b'\n' not in received and len(received) < MAX_LINE:  # one recv is not one line
                 yield READ
@@ -138,6 +133,11 @@ def handle(conn, address):
                     remaining -= conn.send(BLOCK[:remaining])
                 if remaining or received:
                     yield WRITE  # even if there is room: first the others have their turn
+    except (OSError, GeneratorExit):  # reset, or closed for its silence: this client only
+        if hasattr(socket, 'TCP_USER_TIMEOUT'):  # the kernel drops what a stuck reader leaves
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TIMEOUT * 1000)  # ms
+    finally:
+        conn.close()
 
 
 def log(line, stream=sys.stdout):
@@ -169,9 +169,9 @@ def listen(host, port):
     except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
         log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
-    for name, value in LISTENER_OPTIONS.items():
-        if hasattr(socket, name):
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; see tcpcork_demo.py
+    if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
     for signum in signal.SIGINT, signal.SIGTERM:
         signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them

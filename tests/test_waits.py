@@ -3,6 +3,7 @@ import fcntl
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import threading
@@ -15,6 +16,7 @@ from conftest import (
     LINUX,
     POOLS,
     SERVERS,
+    SOON,
     ask,
     bytes_in,
     client,
@@ -38,7 +40,7 @@ def in_the_kernel(port, peer):
 def test_silent_and_stuck_clients(serve, name):
     """They fill the pool, and are closed after TIMEOUT; those who waited are served then.
 
-    The kernel must soon drop what the one that is stuck has not read. A steady reader is not silent.
+    The kernel must soon drop what the stuck one has not read. A steady reader is not silent.
     """
     server = serve(name, *(['-n', 4] if name in POOLS else []))
     start = time.monotonic()  # earlier than the server's own clock: it cannot seem too quick
@@ -75,6 +77,36 @@ def test_silent_and_stuck_clients(serve, name):
     assert len(receive_end(stuck)) < 200_000_000
     server.stop()
     assert server.err == ''
+
+
+@pytest.mark.parametrize('name', SERVERS)
+def test_a_steady_reader_with_a_small_buffer(serve, name):
+    """Its window never takes a whole segment, and so TCP_USER_TIMEOUT would run out."""
+    server = serve(name)
+    with socket.socket() as conn:
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        conn.settimeout(SOON)
+        conn.connect(('127.0.0.1', server.port))
+        conn.sendall(b'50000000\n')
+        end = time.monotonic() + 14
+        while time.monotonic() < end:
+            assert len(receive(conn, 5000)) == 5000
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize('name', EVENT_DRIVEN)
+def test_a_busy_client_amid_silent_ones(serve, name):
+    """When these have been closed, others are accepted, even if the server is never idle."""
+    server = serve(name, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    with connect(server.port) as busy, ThreadPoolExecutor(1) as pool:
+        silent = [connect(server.port) for _ in range(60)]
+        newcomer = pool.submit(ask, server.port)
+        while not newcomer.done():
+            busy.sendall(b'1\n')
+            assert receive(busy, 1)
+            time.sleep(0.01)
+        newcomer.result()
+    assert len(silent) == 60
 
 
 @pytest.mark.parametrize('name', SERVERS)

@@ -34,7 +34,6 @@ async def handle(reader, writer):
 async def serve(address):
     listener = socket.create_server(address, backlog=BACKLOG)  # asyncio sets TCP_NODELAY itself
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
     server = await asyncio.start_server(handle, sock=listener, backlog=BACKLOG)
     os.write(1, f'Listening on port {listener.getsockname()[1]} ...\n'.encode())
     async with server:

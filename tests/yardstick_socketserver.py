@@ -45,8 +45,7 @@ def main():
     design.request_queue_size = 1024
     design.allow_reuse_address = design.daemon_threads = True
     with design((options.host, options.port), Handler) as server:
-        for option, value in ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 128 * 1024),
-                              (socket.TCP_USER_TIMEOUT, TIMEOUT * 1000)):
+        for option, value in ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 128 * 1024)):
             server.socket.setsockopt(socket.IPPROTO_TCP, option, value)  # connections inherit it
         with contextlib.suppress(KeyboardInterrupt):
             os.write(1, f'Listening on port {server.server_address[1]} ...\n'.encode())
