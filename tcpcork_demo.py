@@ -42,7 +42,7 @@ def main():
             for segments, byte, reply in first, map(statistics.median, zip(*later)):
                 line += f'{segments:10}{byte:12.3f}{reply:9.3f}'
             log(line)
-    except OSError as error:
+    except (OSError, struct.error) as error:  # struct.error: the child has been killed
         sys.exit(f'{sys.argv[0]}: error: {error}')
 
 
