@@ -15,6 +15,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -106,8 +107,9 @@ def handle(conn, address):
             while remaining:  # one send does not send all
                 remaining -= conn.send(BLOCK[:remaining])
     except OSError:  # reset, or timed out: this client only
-        if hasattr(socket, 'TCP_USER_TIMEOUT'):  # the kernel drops what a stuck reader leaves
-            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TIMEOUT * 1000)  # ms
+        with contextlib.suppress(OSError):  # it has gone
+            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unread
+            conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     finally:
         conn.close()
 

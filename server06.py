@@ -17,6 +17,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -131,8 +132,9 @@ def handle(conn, address):
                 if remaining or received:
                     yield WRITE  # even if there is room: first the others have their turn
     except (OSError, GeneratorExit):  # reset, or closed for its silence: this client only
-        if hasattr(socket, 'TCP_USER_TIMEOUT'):  # the kernel drops what a stuck reader leaves
-            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TIMEOUT * 1000)  # ms
+        with contextlib.suppress(OSError):  # it has gone
+            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unread
+            conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     finally:
         conn.close()
 

@@ -96,7 +96,8 @@ class Netcat:
                 self.out += data.decode() + '\n'
 
     def kill(self):
-        self.conn.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the server has reset it
+            self.conn.shutdown(socket.SHUT_RDWR)
         self.drains[0].join()
         self.conn.close()
 
