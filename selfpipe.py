@@ -29,8 +29,8 @@ def main():
     # 2. Have select watch the read end, among the others.
     watched = [quiet, read_end]
 
-    # 3. Have a signal handler write a byte to the pipe. It must be Python's own, in C, which runs at
-    #    once: ours runs between two steps of the program, and select may have blocked by then.
+    # 3. Have a signal handler write a byte to the pipe. It must be Python's own, in C, which runs
+    #    at once: ours runs between two steps of the program, and select may have blocked by then.
     #    In a full pipe, one more byte of the only signal tells nothing new.
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
