@@ -33,14 +33,14 @@ def main():
     served = memoryview(mmap.mmap(-1, 8 * options.child_num)).cast('Q')  # shared; one for each
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they stay pending until sigwait
     for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
+        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
     start = time.perf_counter()
     for number in range(options.child_num):
         start_child(number, options, served)
     while children and signal.sigwait(SIGNALS) not in STOP:
         reap()
     stop_children()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # one more ends it, if stdout is full
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # if stdout is full, a second signal ends us
     seconds = time.perf_counter() - start
     done = sum(served)
     log(f'{done} connections, {done * options.bytes} bytes in {seconds:.2f} seconds:'
@@ -65,7 +65,7 @@ def start_child(number, options, served):
 
 
 def run(number, options, served):
-    """Make the connections of one child, and count those that succeed in *served*."""
+    """Make the connections of one child, and count in *served* those that succeed."""
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(options.host, options.port,
@@ -73,7 +73,7 @@ def run(number, options, served):
         for _ in range(options.con_num):
             fetch(family, address, options.bytes)
             served[number] += 1  # only this child writes here, so no count is lost
-    except (OSError, EOFError, UnicodeError) as error:  # UnicodeError: no name looks like this
+    except (OSError, EOFError, UnicodeError) as error:  # UnicodeError: not a possible host name
         log(f'Child {number}: {getattr(error, "strerror", None) or error}', sys.stderr)
     else:
         log(f'Child {number} is done')
@@ -103,7 +103,7 @@ def reap():
 
 
 def stop_children():
-    """Kill the children, who have nothing to save, and wait until they are gone."""
+    """Kill the children, which have nothing to save, and wait until they have ended."""
     for pid in children:
         os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
     for pid in children:

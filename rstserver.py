@@ -65,14 +65,14 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
+    """Return a listening socket, or say why not and exit. SIGINT and SIGTERM end the process."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
-        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
+        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a possible host name
         log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; see tcpcork_demo.py

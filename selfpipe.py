@@ -40,7 +40,7 @@ def main():
         print(f'Sleep for {options.secs:g} secs', flush=True)
         time.sleep(options.secs)
 
-    # 4. When select returns, check the pipe: if it is readable, the signal has come.
+    # 4. When select returns, check the pipe: if its read end is readable, the signal has come.
     readable, _, _ = select.select(watched, [], [])
     if read_end in readable:
 

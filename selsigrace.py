@@ -2,7 +2,7 @@
 """The race between a signal and select.
 
 A signal that comes just before select is missed: its handler has run, and
-select blocks all the same. A sleep makes the dangerous moment 10 seconds wide.
+select blocks all the same. A sleep makes the dangerous moment 10 seconds long.
 
 Try:       python3 selsigrace.py
            kill -USR1 PID    while it sleeps, and once more when it has woken up
@@ -46,7 +46,7 @@ def handler(signum, frame):
     """Note the signal, and end select if it is waiting.
 
     Since Python 3.5 select goes on waiting after a signal unless the handler raises (PEP 475);
-    before, the kernel's EINTR ended it. Either way, a signal before select has none to end.
+    before, the kernel's EINTR ended it. Either way, a signal that comes before select ends nothing.
     """
     global got_signal, in_select
     got_signal = True

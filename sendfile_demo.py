@@ -26,7 +26,7 @@ import time
 MEGABYTE = 10 ** 6            # bytes
 RUNS = 5                      # times that each method is measured
 RECEIVE_BLOCK = 2 ** 20       # bytes that the child takes at once, whatever the method
-READY, SAME, DIFFERENT = b'>', b'=', b'!'  # all that it ever says
+READY, SAME, DIFFERENT = b'>', b'=', b'!'  # all that the child ever sends
 METHODS = {                   # name: bytes that one system call moves at most
     'read/write 4 KiB': 4 * 2 ** 10,
     'read/write 64 KiB': 64 * 2 ** 10,
@@ -52,8 +52,8 @@ def demonstrate(file):
     log(f'Sending {size} bytes. Of {RUNS} runs the one in the middle:')
     log('method             seconds    MB/s  user CPU  system CPU  system calls')
     for method in METHODS:
-        # To compare every byte takes longer than to send it, so it has a turn of its own. That
-        # turn also reads the file into memory: no run that is measured waits for the disk.
+        # Comparing every byte takes longer than sending it, so it has a run of its own. That run
+        # also reads the file into memory: no run that is measured waits for the disk.
         transfer(method, file, size, check=True)
         runs = sorted(transfer(method, file, size) for _ in range(RUNS))
         seconds, user, system, calls = runs[RUNS // 2]
@@ -107,7 +107,7 @@ def send_by_sendfile(conn, file, size, block):
 
 @contextlib.contextmanager
 def connection(file, size, check):
-    """Fork a child that receives; lend the connection to it, then wait for its end."""
+    """Fork a child that receives, yield a connection to it, then wait until it has ended."""
     with socket.create_server(('127.0.0.1', 0)) as listener:
         conn = socket.create_connection(listener.getsockname())
         peer = listener.accept()[0]
@@ -128,7 +128,7 @@ def connection(file, size, check):
 
 
 def receive(conn, file, size, check):
-    """Receive to the end; answer whether it was *size* bytes and, to *check*, those of *file*."""
+    """Receive to the end; answer whether it was *size* bytes and, if *check*, those of *file*."""
     buffer = memoryview(bytearray(RECEIVE_BLOCK))
     offset = 0
     answer = SAME

@@ -6,7 +6,7 @@ One process: each connection that is ready takes a step, and never waits in it.
 Try:       python3 server02.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
 Notice:    one slow client does not delay the others; but select cannot watch a
-           descriptor of 1024 or more, and is told the whole list at every call.
+           descriptor of 1024 or more, and gets the whole list at every call.
 See also:  server06.py (poll: no such limit), server07.py (epoll: no such list).
 """
 import argparse
@@ -146,8 +146,8 @@ def handle(conn, address):
                 if remaining or received:
                     yield WRITE  # even if there is room: first the others have their turn
     except (OSError, GeneratorExit):  # reset, or closed for its silence: this client only
-        with contextlib.suppress(OSError):  # it has gone
-            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unread
+        with contextlib.suppress(OSError):  # the client has gone
+            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unsent
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     finally:
         conn.close()
@@ -172,14 +172,14 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
+    """Return a listening socket, or say why not and exit. SIGINT and SIGTERM end the process."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
-        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
+        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a possible host name
         log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; see tcpcork_demo.py

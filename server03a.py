@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """TCP preforked server, children call accept, metered.
 
-server03.py, which also counts the connections that each child has accepted,
-in memory that parent and children share. Ctrl-C prints the table.
+Like server03.py, but each child also counts the connections that it accepts, in
+memory that parent and children share. Ctrl-C prints the table.
 
 Try:       python3 server03a.py
            python3 client.py -i localhost -p 2000 -c 15 -t 100 -b 4096
@@ -44,7 +44,7 @@ def main():
             reap()
             fill_pool(listener, accepted, woken)
     if woken:
-        time.sleep(2 * COUNT_EVERY)  # after kill, unlike Ctrl-C, the children count once more
+        time.sleep(2 * COUNT_EVERY)  # Ctrl-C ends the children; after kill, they count once more
     stop_children()
     print_table(accepted, woken)
 
@@ -94,8 +94,8 @@ def wait_in_select(listener, woken, number):
     while not readable:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
         readable, _, _ = select.select([listener], [], [], COUNT_EVERY)
-        # Most wake-ups do not end select: another child was quicker, and it sleeps again. So count
-        # the sleeps. The clock has ended the last one if nothing came.
+        # Most wake-ups do not end select: another child was quicker, and this one sleeps again. So
+        # count the sleeps; but if nothing came, the clock ended the last one.
         slept = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
         woken[number] += max(1, slept) if readable else max(0, slept - 1)
 
@@ -107,7 +107,7 @@ def reap():
 
 
 def stop_children():
-    """Kill the children, who have nothing to save, and wait until they are gone."""
+    """Kill the children, which have nothing to save, and wait until they have ended."""
     for pid in children:
         os.kill(pid, signal.SIGKILL)  # SIGTERM would not end one that is stopped
     for pid in children:
@@ -161,8 +161,8 @@ def handle(conn, address):
             while remaining:  # one send does not send all
                 remaining -= conn.send(BLOCK[:remaining])
     except OSError:  # reset, or timed out: this client only
-        with contextlib.suppress(OSError):  # it has gone
-            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unread
+        with contextlib.suppress(OSError):  # the client has gone
+            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unsent
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     finally:
         conn.close()
@@ -192,14 +192,14 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
+    """Return a listening socket, or say why not and exit. SIGINT and SIGTERM end the process."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
-        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
+        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a possible host name
         log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; see tcpcork_demo.py

@@ -92,8 +92,8 @@ def handle(conn, address):
             while remaining:  # one send does not send all
                 remaining -= conn.send(BLOCK[:remaining])
     except OSError:  # reset, or timed out: this client only
-        with contextlib.suppress(OSError):  # it has gone
-            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unread
+        with contextlib.suppress(OSError):  # the client has gone
+            conn.shutdown(socket.SHUT_WR)  # end of file; then RST: the kernel drops what is unsent
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     finally:
         conn.close()
@@ -118,14 +118,14 @@ def parse_options():
 
 
 def listen(host, port):
-    """Return a listening socket, and let SIGINT and SIGTERM exit; without one, say why and exit."""
+    """Return a listening socket, or say why not and exit. SIGINT and SIGTERM end the process."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
-        signal.signal(signum, signal.SIG_DFL)  # sh has a background job ignore SIGINT
+        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a possible host name
         log(f'{sys.argv[0]}: error: cannot listen on {host!r} port {port}: {error}', sys.stderr)
         sys.exit(2)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; see tcpcork_demo.py

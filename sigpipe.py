@@ -44,7 +44,7 @@ def resolve(host, port):
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name looks like this
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a possible host name
         sys.exit(f'cannot connect to {host!r}: {error}')
     return family, address
 

@@ -8,7 +8,7 @@ back what does not fill a segment, until the cork is removed.
 Try:       python3 tcpcork_demo.py
 Notice:    from the second round on, the receiver delays its acknowledgement by
            some 40 ms, and plain waits for it. TCP_NODELAY cures the wait,
-           TCP_CORK also the many segments. A cork left on holds the data 200 ms.
+           TCP_CORK also the many segments. A cork left on holds data for 200 ms.
 See also:  sendfile_demo.py (if the body is a file), tcp(7), RFC 896.
 """
 import argparse
@@ -71,7 +71,7 @@ def segments_sent(conn):
 
 @contextlib.contextmanager
 def connection():
-    """Fork a child that answers; lend the connection to it, then wait for its end."""
+    """Fork a child that answers, yield a connection to it, then wait until it has ended."""
     with socket.create_server(('127.0.0.1', 0)) as listener:
         conn = socket.create_connection(listener.getsockname())
         peer = listener.accept()[0]
