@@ -36,15 +36,15 @@ def main():
     listener = listen(options.host, options.port)
     listener.setblocking(False)
     register(listener.fileno(), READ)
-    next_try = 0
+    full = next_try = 0  # clients when the descriptors ran out; when to try again in any case
     while True:
         now = time.monotonic()  # before the wait: a client that has moved since is not silent
-        if now >= next_try:  # to accept: if descriptors have run out, there may be some again
+        if len(clients) < full or now >= next_try:  # there may be descriptors again
             modify(listener.fileno(), READ)
-            next_try = now + TICK
+            full, next_try = 0, now + TICK
         for descriptor in wait():
             if descriptor == listener.fileno():
-                accept_clients(listener)
+                full = accept_clients(listener)
             else:
                 resume(descriptor)
         close_silent(now)
@@ -57,7 +57,7 @@ def wait():
 
 
 def accept_clients(listener):
-    """Accept every connection in the kernel's queue, as far as the descriptors go."""
+    """Accept every client in the queue; return how many we have if there can be no more, else 0."""
     try:
         for _ in range(BACKLOG):
             conn, address = listener.accept()
@@ -67,8 +67,10 @@ def accept_clients(listener):
             clients[conn.fileno()] = service, next(service), time.monotonic() + TIMEOUT
     except BlockingIOError:  # the queue is empty
         pass
-    except OSError:  # out of descriptors: for a TICK, the others wait in the queue
+    except OSError:  # out of descriptors: the others wait in the queue until a client leaves
         modify(listener.fileno(), NOTHING)
+        return len(clients)
+    return 0
 
 
 def resume(descriptor):

@@ -638,6 +638,16 @@ def test_64_descriptors_for_200_clients(serve, name):
     serve_crowd(serve(name, preexec_fn=limit_descriptors(64)), 200)
 
 
+@pytest.mark.parametrize('name', EVENT_DRIVEN)
+def test_a_place_is_taken_as_soon_as_it_is_free(serve, name):
+    """Not at the next TICK: that would be some 50 times slower."""
+    def seconds(**options):
+        result = client(serve(name, **options).port, '-c', 30, '-t', 40)
+        assert result.returncode == 0
+        return float(re.search(r'in (\S+) seconds', result.stdout)[1])
+    assert seconds(preexec_fn=limit_descriptors(20)) < 10 * max(seconds(), 0.1)
+
+
 @pytest.mark.parametrize('name', ['server02.py', 'server05.py'])
 def test_1100_clients_on_select_and_on_threads(serve, name):
     """More than 1024 descriptors, and more than MAX_THREADS."""
