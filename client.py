@@ -33,14 +33,14 @@ def main():
     served = memoryview(mmap.mmap(-1, 8 * options.child_num)).cast('Q')  # shared; one for each
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they stay pending until sigwait
     for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
+        signal.signal(signum, signal.SIG_DFL)  # may be ignored: sh does that to background jobs
     start = time.perf_counter()
     for number in range(options.child_num):
         start_child(number, options, served)
     while children and signal.sigwait(SIGNALS) not in STOP:
         reap()
     stop_children()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # if stdout is full, a second signal ends us
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # another ends us if stdout is full
     seconds = time.perf_counter() - start
     done = sum(served)
     log(f'{done} connections, {done * options.bytes} bytes in {seconds:.2f} seconds:'
@@ -113,7 +113,7 @@ def stop_children():
 # The rest: output and options.
 
 def log(line, stream=sys.stdout):
-    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    """Write *line* by one system call: fork would copy the buffer of print, os._exit drop it."""
     with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
         os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 

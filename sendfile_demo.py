@@ -69,7 +69,7 @@ def transfer(method, file, size, check=False):
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
         calls = send(conn, file, size, METHODS[method])
-        conn.shutdown(socket.SHUT_WR)  # end of file; no delayed ACK can hold back the last bytes
+        conn.shutdown(socket.SHUT_WR)  # end of file; the last bytes leave at once, too
         answer = conn.recv(1)  # sent is not received: the clock runs until the child has it all
         seconds = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_SELF)
@@ -160,7 +160,7 @@ def open_file(options):
 
 
 def log(line, stream=sys.stdout):
-    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    """Write *line* by one system call: fork would copy the buffer of print, os._exit drop it."""
     with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
         os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 

@@ -100,7 +100,7 @@ def handle(conn, address):
 
 
 def log(line, stream=sys.stdout):
-    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    """Write *line* by one system call: fork would copy the buffer of print, os._exit drop it."""
     with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
         os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 
@@ -120,7 +120,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket, or say why not and exit. SIGINT and SIGTERM end the process."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
-        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
+        signal.signal(signum, signal.SIG_DFL)  # may be ignored: sh does that to background jobs
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
@@ -132,8 +132,8 @@ def listen(host, port):
     if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
     for signum in signal.SIGINT, signal.SIGTERM:
-        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes the sockets
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent hands down what it blocks
     log(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
 

@@ -41,7 +41,7 @@ def main():
     register(listener.fileno(), READ)
     full = next_try = 0  # clients when the descriptors ran out; when to try again in any case
     while True:
-        now = time.monotonic()  # before the wait: a client that has moved since is not silent
+        now = time.monotonic()  # before the wait, or the wait would count as silence
         if len(clients) < full or now >= next_try:  # there may be descriptors again
             modify(listener.fileno(), READ)
             full, next_try = 0, now + TICK
@@ -145,7 +145,7 @@ def handle(conn, address):
 
 
 def log(line, stream=sys.stdout):
-    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    """Write *line* by one system call: fork would copy the buffer of print, os._exit drop it."""
     with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
         os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 
@@ -165,7 +165,7 @@ def parse_options():
 def listen(host, port):
     """Return a listening socket, or say why not and exit. SIGINT and SIGTERM end the process."""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:
-        signal.signal(signum, signal.SIG_DFL)  # sh starts background jobs with SIGINT ignored
+        signal.signal(signum, signal.SIG_DFL)  # may be ignored: sh does that to background jobs
     try:
         # getaddrinfo may offer IPv4 and IPv6; AF_INET sorts first, so min() prefers IPv4.
         family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
@@ -177,8 +177,8 @@ def listen(host, port):
     if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
     for signum in signal.SIGINT, signal.SIGTERM:
-        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes all
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # our parent may have blocked them
+        signal.signal(signum, lambda signum, frame: os._exit(0))  # the kernel closes the sockets
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent hands down what it blocks
     log(f'Listening on port {listener.getsockname()[1]} ...')
     return listener
 

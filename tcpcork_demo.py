@@ -103,7 +103,7 @@ def answer(conn):
 # The rest: output and options.
 
 def log(line, stream=sys.stdout):
-    """Write *line* by one system call; fork would copy a buffer, and os._exit would drop it."""
+    """Write *line* by one system call: fork would copy the buffer of print, os._exit drop it."""
     with contextlib.suppress(AttributeError, OSError):  # closed, or its reader has left
         os.write(stream.fileno(), os.fsencode(f'{line}\n'))
 

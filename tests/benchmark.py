@@ -134,7 +134,7 @@ def designs(options, rounds):
     fastest = max(map(statistics.median, rates.values()))
     print_table(
         f'Designs: {CLIENTS} clients, {SIZE} bytes per connection; CPU in us per connection',
-        ['server', 'design', 'conn./s', 'min-max', 'CPU', 'min-max', 'conn./s'],
+        ['server', 'design', 'conn./s', 'min-max', 'CPU', 'min-max', '(bar)'],
         *([name, design, *spread(rates[name]), *spread(cpu[name]),
            '#' * max(1, round(BAR * statistics.median(rates[name]) / fastest))]
           for name, design in DESIGNS.items()))
@@ -180,7 +180,7 @@ def idle(options, rounds):
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, processors)
     print_table(
-        f'Idle crowd: CPU of the server in us for a request of {SMALL_SIZE} bytes, 1 processor',
+        f'Idle crowd: server CPU in us for a request of {SMALL_SIZE} bytes, all on one processor',
         ['idle', *[heading for name in IDLE for heading in (name, 'min-max')]],
         *([str(size), *[cell for name in IDLE for cell in spread(cpu[size, name])]]
           for size in options.crowds))
@@ -202,8 +202,8 @@ def herd(options, rounds):
         server.stop(len(serving), SMALL_SIZE)
         rows.append([name, call, *spread(accepting), *spread(serving)])
         logging.info('herd: %s, %s for a connection', name, rows[-1][2])
-    print_table(f'Herd: how often one connection sends any of {POOL} children to sleep',
-                ['server', 'wait in', 'to accept', 'min-max', 'to serve', 'min-max'], *rows)
+    print_table(f'Herd: how often {POOL} children, taken together, go to sleep for one connection',
+                ['server', 'wait in', 'waiting', 'min-max', 'serving', 'min-max'], *rows)
 
 
 def greedy(options, rounds):
