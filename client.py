@@ -40,7 +40,7 @@ def main():
     while children and signal.sigwait(SIGNALS) not in STOP:
         reap()
     stop_children()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # another ends us if stdout is full
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # if stdout is full, a second signal ends us
     seconds = time.perf_counter() - start
     done = sum(served)
     log(f'{done} connections, {done * options.bytes} bytes in {seconds:.2f} seconds:'
